@@ -1,0 +1,77 @@
+"""Particle Flow Network (arXiv 1810.05165): ``F(sum_i Phi(x_i))``, a deep set of particles."""
+
+from torch import nn
+
+from jetzoo import zoo
+from jetzoo.packing import Padded, pack
+
+
+def mlp(*dims):
+    """Linear layers of the given widths, each followed by ReLU."""
+    layers = []
+    for in_dim, out_dim in zip(dims[:-1], dims[1:], strict=True):
+        layers += [nn.Linear(in_dim, out_dim), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+class ParticleFlowNetwork(nn.Module):
+    """PFN with the settings of the JetClass training as defaults.
+
+    Parameters
+    ----------
+    input_dim : int
+        Features per particle.
+    num_classes : int
+    phi_dims : sequence of int
+        Widths of ``Phi``, applied to each particle.
+    f_dims : sequence of int
+        Hidden widths of ``F``, applied to the sum over the particles.
+    for_inference : bool
+        Return probabilities and keep the padding, so that the graph can be exported.
+    """
+
+    def __init__(
+        self,
+        input_dim,
+        num_classes,
+        *,
+        phi_dims=(128, 128, 128),
+        f_dims=(128, 128, 128),
+        for_inference=False,
+    ):
+        super().__init__()
+        self.for_inference = for_inference
+        self.phi = mlp(input_dim, *phi_dims)
+        self.f = mlp(phi_dims[-1], *f_dims).append(nn.Linear(f_dims[-1], num_classes))
+
+    def forward(self, points, features, lorentz_vectors, mask):
+        """Logits, or probabilities with ``for_inference``.
+
+        Parameters
+        ----------
+        points : Tensor, (B, 2, N)
+            Not used.
+        features : Tensor, (B, C, N)
+        lorentz_vectors : Tensor, (B, 4, N)
+            Not used.
+        mask : Tensor, (B, 1, N)
+
+        Returns
+        -------
+        Tensor, (B, num_classes)
+        """
+        _, features, _, mask = zoo.clean_inputs(points, features, lorentz_vectors, mask)
+        layout = (Padded if self.for_inference else pack)(mask)
+        x = layout.pad(self.phi(layout.take(features)))  # (B, n, D)
+        x = x.masked_fill(~layout.mask.unsqueeze(2), 0).sum(1)  # (B, D)
+        logits = self.f(x)
+        logits = zoo.keep_inputs(logits, points, lorentz_vectors)
+        return logits.softmax(1) if self.for_inference else logits
+
+
+def get_model(data_config, **kwargs):
+    """Build the network for weaver; options are those of ``ParticleFlowNetwork``."""
+    return zoo.build(ParticleFlowNetwork, data_config, **kwargs)
+
+
+get_loss = zoo.loss

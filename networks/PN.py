@@ -1,0 +1,192 @@
+"""ParticleNet (arXiv 1902.08570): graph convolutions over the nearest neighbours of each particle.
+
+Neighbours are found in (eta, phi) first, then in the space of the features that the network itself
+has made. Weights interchange with weaver-core's ``ParticleNet`` and with the published files.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from jetzoo import zoo
+from jetzoo.kinematics import at_least_float32
+from jetzoo.packing import Padded, pack
+
+
+def nearest(points, mask, k):
+    """Indices of the ``k`` nearest other particles of each particle.
+
+    Parameters
+    ----------
+    points : Tensor, (B, n, D)
+        Euclidean coordinates.
+    mask : Tensor of bool, (B, n)
+        True for real particles; the others are nobody's neighbour.
+    k : int
+
+    Returns
+    -------
+    Tensor of int, (B, n, k)
+        Where a jet has fewer than ``k`` other particles, the remaining indices are ``n`` or larger.
+    """
+    points = at_least_float32(points.detach())
+    distance = torch.cdist(points, points)  # (B, n, n)
+    particle = torch.arange(points.shape[1], device=points.device)
+    excluded = ~mask.unsqueeze(1) | (particle == particle.unsqueeze(1))
+    distance = distance.masked_fill(excluded, float("inf"))
+    # Behind all real neighbours and before everything that is none.
+    distance = F.pad(distance, (0, k), value=torch.finfo(distance.dtype).max)
+    return distance.topk(k, largest=False).indices
+
+
+def normalize(bn, x):
+    """Batch norm over all rows of ``x`` (..., C)."""
+    return bn(x.flatten(0, -2)).view_as(x)
+
+
+def pointwise(conv, x):
+    """A convolution of kernel size 1 on rows ``x`` (..., C)."""
+    return F.linear(x, conv.weight.flatten(1))
+
+
+class EdgeConv(nn.Module):
+    """Edge convolution: the mean over the neighbours j of ``h(x_i, x_j - x_i)``, plus a shortcut.
+
+    A neighbour that does not exist has features 0, as in the published network: the average is
+    always over ``k`` edges, and the published weights were trained with these edges in short jets.
+
+    Parameters
+    ----------
+    k : int
+        Number of neighbours.
+    in_dim : int
+    dims : sequence of int
+        Widths of ``h``, a stack of linear layers with batch norm and ReLU.
+    """
+
+    def __init__(self, k, in_dim, dims):
+        super().__init__()
+        self.k = k
+        widths = (2 * in_dim, *dims)
+        # Convolutions only so that the weights have the shapes of the published files.
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, o, kernel_size=1, bias=False)
+            for i, o in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.bns = nn.ModuleList(nn.BatchNorm1d(dim) for dim in dims)
+        self.sc = None
+        if in_dim != dims[-1]:
+            self.sc = nn.Conv1d(in_dim, dims[-1], kernel_size=1, bias=False)
+            self.sc_bn = nn.BatchNorm1d(dims[-1])
+
+    def forward(self, points, x, layout):
+        """Tokens ``points`` (..., D) and ``x`` (..., C) to tokens (..., C')."""
+        index = nearest(layout.pad(points), layout.mask, self.k)  # (B, n, k)
+        particles = F.pad(layout.pad(x), (0, 0, 0, self.k))  # (B, n + k, C)
+        batch_size, length = particles.shape[:2]
+        first = torch.arange(batch_size, device=x.device) * length
+        index = layout.unpad(index + first[:, None, None])  # (..., k)
+        neighbours = particles.flatten(0, 1)[index]  # (..., k, C)
+        centre = x.unsqueeze(-2).expand_as(neighbours)
+        edges = torch.cat((centre, neighbours - centre), dim=-1)  # (..., k, 2 C)
+        for conv, bn in zip(self.convs, self.bns, strict=True):
+            edges = normalize(bn, pointwise(conv, edges)).relu()
+        shortcut = x if self.sc is None else normalize(self.sc_bn, pointwise(self.sc, x))
+        return (shortcut + edges.mean(-2)).relu()
+
+
+class DynamicGraphNetwork(nn.Module):
+    """Edge convolutions, average over the particles, fully connected layers.
+
+    Parameters
+    ----------
+    input_dim, num_classes, conv_params, fc_params, for_inference
+        See :class:`ParticleNet`.
+    """
+
+    def __init__(self, input_dim, num_classes, conv_params, fc_params, for_inference):
+        super().__init__()
+        self.layout = Padded if for_inference else pack
+        self.bn_fts = nn.BatchNorm1d(input_dim)
+        self.edge_convs = nn.ModuleList()
+        dim = input_dim
+        for k, dims in conv_params:
+            self.edge_convs.append(EdgeConv(k, dim, dims))
+            dim = dims[-1]
+        self.fc = nn.Sequential()
+        for width, rate in fc_params:
+            self.fc.append(nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Dropout(rate)))
+            dim = width
+        self.fc.append(nn.Linear(dim, num_classes))
+
+    def forward(self, points, features, lorentz_vectors, mask):
+        """Logits (B, num_classes) of the four inputs of :meth:`ParticleNet.forward`."""
+        points, features, _, mask = zoo.clean_inputs(points, features, lorentz_vectors, mask)
+        layout = self.layout(mask)
+        points = layout.take(points)
+        x = normalize(self.bn_fts, layout.take(features))
+        for edge_conv in self.edge_convs:
+            points = x = edge_conv(points, x, layout)
+        real = layout.mask.unsqueeze(2)  # (B, n, 1)
+        x = layout.pad(x).masked_fill(~real, 0).sum(1) / real.sum(1).clamp(min=1)  # (B, C)
+        return zoo.keep_inputs(self.fc(x), lorentz_vectors)
+
+
+class ParticleNet(nn.Module):
+    """ParticleNet with the settings of the JetClass training as defaults.
+
+    Parameters
+    ----------
+    input_dim : int
+        Features per particle.
+    num_classes : int
+    conv_params : sequence of (int, sequence of int)
+        Number of neighbours and widths of each edge convolution.
+    fc_params : sequence of (int, float)
+        Width and dropout of each hidden layer after the average.
+    for_inference : bool
+        Return probabilities and keep the padding, so that the graph can be exported.
+    """
+
+    def __init__(
+        self,
+        input_dim,
+        num_classes,
+        *,
+        conv_params=((16, (64, 64, 64)), (16, (128, 128, 128)), (16, (256, 256, 256))),
+        fc_params=((256, 0.1),),
+        for_inference=False,
+    ):
+        super().__init__()
+        self.for_inference = for_inference
+        # Published weights carry the prefix `mod.`.
+        self.mod = DynamicGraphNetwork(
+            input_dim, num_classes, conv_params, fc_params, for_inference
+        )
+
+    def forward(self, points, features, lorentz_vectors, mask):
+        """Logits, or probabilities with ``for_inference``.
+
+        Parameters
+        ----------
+        points : Tensor, (B, 2, N)
+            deta, dphi: where the first block looks for neighbours.
+        features : Tensor, (B, C, N)
+        lorentz_vectors : Tensor, (B, 4, N)
+            Not used.
+        mask : Tensor, (B, 1, N)
+
+        Returns
+        -------
+        Tensor, (B, num_classes)
+        """
+        logits = self.mod(points, features, lorentz_vectors, mask)
+        return logits.softmax(1) if self.for_inference else logits
+
+
+def get_model(data_config, **kwargs):
+    """Build the network for weaver; options are those of ``ParticleNet``."""
+    return zoo.build(ParticleNet, data_config, **kwargs)
+
+
+get_loss = zoo.loss

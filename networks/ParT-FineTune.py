@@ -1,0 +1,23 @@
+"""Particle Transformer with pretrained weights and a new last layer ``fc``, named as published.
+
+Give weights of ``ParT`` with ``--load-model-weights``; their last layer is left out. The new layer
+learns 50 times faster than the rest unless ``--optimizer-option lr_mult`` says otherwise.
+"""
+
+from pathlib import Path
+
+from jetzoo import finetune, zoo
+
+ParT = zoo.network_module(Path(__file__).with_name("ParT.py")).ParT
+
+
+def get_model(data_config, **kwargs):
+    """Build the network for weaver; options are those of ``ParT``."""
+    part, info = zoo.build(ParT, data_config, **kwargs)
+    fc, part.fc = part.fc, None
+    for_inference = kwargs.get("for_inference", False)
+    return finetune.FineTune(part, "fc", fc[-1], old="mod.fc", for_inference=for_inference), info
+
+
+get_loss = zoo.loss
+init_opt = finetune.init_opt("fc.*")

@@ -1,0 +1,23 @@
+"""Particle Transformer (arXiv 2202.03772): full attention, biased by the pair interaction.
+
+Weights interchange with weaver-core's ``ParticleTransformer`` and with the published files.
+"""
+
+from jetzoo import zoo
+from jetzoo.layers import JetClassifier, ParticleTransformer
+
+
+class ParT(ParticleTransformer):
+    """The skeleton as it is; ``pair_bias=False`` gives the plain variant without interaction.
+
+    Cost: O(N^2) per layer in time; the pair embedding dominates memory.
+    """
+
+
+def get_model(data_config, **kwargs):
+    """Build the network for weaver; options are those of ``ParticleTransformer``."""
+    part, info = zoo.build(ParT, data_config, **kwargs)
+    return JetClassifier(part), info
+
+
+get_loss = zoo.loss

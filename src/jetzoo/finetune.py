@@ -1,0 +1,72 @@
+"""A pretrained network with a new last layer, which learns faster than the rest."""
+
+from torch import nn
+
+
+class FineTune(nn.Module):
+    """Backbone ``mod`` that keeps its pretrained weights, and a new last layer.
+
+    Parameters
+    ----------
+    mod : nn.Module
+        Called with (points, features, lorentz_vectors, mask); gives (B, D).
+    name : str
+        Name of the new layer.
+    layer : nn.Module
+        The new layer, (B, D) to logits.
+    old : str
+        Name of the layer of the pretrained network that the new one replaces.
+    for_inference : bool
+        Return probabilities instead of logits.
+    """
+
+    def __init__(self, mod, name, layer, *, old, for_inference=False):
+        super().__init__()
+        self.mod = mod
+        self.name = name
+        self.old = old
+        self.for_inference = for_inference
+        self.add_module(name, layer)
+
+    def forward(self, points, features, lorentz_vectors, mask):
+        """(B, 2, N), (B, C, N), (B, 4, N) and (B, 1, N) to (B, num_classes)."""
+        x = self.mod(points, features, lorentz_vectors, mask)
+        logits = self.get_submodule(self.name)(x)
+        return logits.softmax(1) if self.for_inference else logits
+
+    def load_state_dict(self, state_dict, strict=True, assign=False):
+        """Load pretrained weights without their last layer, or weights that this class saved.
+
+        Always strict, because weaver loads pretrained weights with ``strict=False``, with which
+        weights of another architecture would leave the network untrained without a word.
+
+        Raises
+        ------
+        RuntimeError
+            If anything but the last layer is missing, unexpected or of another shape.
+        """
+        new, old = f"{self.name}.", f"{self.old}."
+        state = {name: value for name, value in state_dict.items() if not name.startswith(old)}
+        if not any(name.startswith(new) for name in state):
+            state |= {k: v for k, v in self.state_dict().items() if k.startswith(new)}
+        return super().load_state_dict(state, strict=True, assign=assign)
+
+
+def init_opt(pattern, factor=50):
+    """The ``init_opt`` of a network file: weaver's, with a larger learning rate for the new layer.
+
+    Parameters
+    ----------
+    pattern : str
+        Regular expression on the beginning of parameter names.
+    factor : float
+        Multiplier of the learning rate. ``--optimizer-option lr_mult`` overrides both.
+    """
+
+    def hook(args, model, **options):
+        # weaver is needed for training only.
+        from weaver.train import init_opt
+
+        return init_opt(args, model, **{"lr_mult": (pattern, factor), **options})
+
+    return hook

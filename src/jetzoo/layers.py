@@ -1,0 +1,409 @@
+"""Layers of the Particle Transformer (arXiv 2202.03772) and the skeleton its variants share.
+
+Parameters have the names of weaver-core's ``ParticleTransformer``, so that weights interchange.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from . import zoo
+from .attention import attention
+from .kinematics import at_least_float32, cylindrical, pair_features
+from .packing import Padded, pack, pt_order
+
+
+class Embed(nn.Module):
+    """Particle features to tokens: batch norm, then LayerNorm - Linear - GELU for each width.
+
+    Parameters
+    ----------
+    input_dim : int
+    dims : sequence of int
+    """
+
+    def __init__(self, input_dim, dims):
+        super().__init__()
+        self.input_bn = nn.BatchNorm1d(input_dim)
+        layers = []
+        for dim in dims:
+            layers += [nn.LayerNorm(input_dim), nn.Linear(input_dim, dim), nn.GELU()]
+            input_dim = dim
+        self.embed = nn.Sequential(*layers)
+
+    def forward(self, x):
+        """(..., C) to (..., D)."""
+        return self.embed(self.input_bn(x.flatten(0, -2)).view_as(x))
+
+
+class PointwiseConv(nn.Conv1d):
+    """``Conv1d`` of kernel size 1 as a matrix product.
+
+    torch.compile would specialise a convolution on the number of pairs, and recompile every step.
+    """
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__(in_channels, out_channels, kernel_size=1)
+
+    def forward(self, x):
+        """(1, C, P) to (1, C', P)."""
+        return self.weight[..., 0] @ x + self.bias[:, None]
+
+
+class PairEmbed(nn.Module):
+    """Pair interaction: an MLP on ln kT, ln z, ln dR and ln m2 gives one bias per attention head.
+
+    Parameters
+    ----------
+    dims : sequence of int
+        Widths; the last one is the number of heads.
+    """
+
+    def __init__(self, dims):
+        super().__init__()
+        input_dim = 4
+        layers = [nn.BatchNorm1d(input_dim)]
+        for dim in dims:
+            layers += [PointwiseConv(input_dim, dim), nn.BatchNorm1d(dim), nn.GELU()]
+            input_dim = dim
+        self.embed = nn.Sequential(*layers)
+        self.out_dim = dims[-1]
+
+    def forward(self, lorentz_vectors, layout):
+        """Bias of all pairs of a batch of jets.
+
+        Parameters
+        ----------
+        lorentz_vectors : Tensor, (B, 4, N)
+        layout : Packed or Padded
+
+        Returns
+        -------
+        Tensor, (B, H, n, n)
+            Symmetric; of no meaning where one of the two is padding.
+        """
+        with torch.no_grad(), torch.autocast(lorentz_vectors.device.type, enabled=False):
+            vectors = at_least_float32(layout.take(lorentz_vectors))
+            particles = (vectors, *cylindrical(vectors))
+            features, put = self._pairs(particles, layout)
+        return put(self.embed(features))
+
+    def _pairs(self, particles, layout):
+        """Features (1, 4, P) of the pairs, and what turns (1, H, P) into (B, H, n, n)."""
+        if isinstance(layout, Padded):
+            rows = [x.unsqueeze(2) for x in particles]  # (B, N, 1, ...)
+            columns = [x.unsqueeze(1) for x in particles]  # (B, 1, N, ...)
+            features = pair_features(rows, columns)  # (4, B, N, N)
+            shape = features.shape[1:]
+            return features.flatten(1)[None], lambda x: x[0].unflatten(1, shape).transpose(0, 1)
+
+        i, j, ij, ji = layout.pairs
+        features = pair_features([x[i] for x in particles], [x[j] for x in particles])  # (4, P)
+        batch_size, length = layout.mask.shape
+
+        def put(x):
+            dense = x.new_zeros(self.out_dim, batch_size * length * length)
+            dense = dense.index_copy(1, ij, x[0]).index_copy(1, ji, x[0])
+            return dense.view(self.out_dim, batch_size, length, length).transpose(0, 1)
+
+        return features[None], put
+
+
+class Attention(nn.Module):
+    """Multi-head attention of tokens, with the projections of ``torch.nn.MultiheadAttention``.
+
+    Parameters
+    ----------
+    embed_dim, num_heads : int
+    dropout : float
+        On the attention weights.
+    backend : str
+        See :func:`jetzoo.attention`.
+    """
+
+    def __init__(self, embed_dim, num_heads, dropout=0.0, backend="auto"):
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim {embed_dim} is no multiple of num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.backend = backend
+        self.in_proj = nn.Linear(embed_dim, 3 * embed_dim)
+        self.out_proj = nn.Linear(embed_dim, embed_dim)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        # Weights from before weaver-core 0.5 have the names of torch.nn.MultiheadAttention.
+        for name in ("weight", "bias"):
+            if f"{prefix}in_proj_{name}" in state_dict:
+                state_dict[f"{prefix}in_proj.{name}"] = state_dict.pop(f"{prefix}in_proj_{name}")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def heads(self, x):
+        """(B, L, D) to (B, H, L, d)."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def attend(self, q, k, v, bias, mask):
+        """Attention of projected (B, L, D) queries to (B, S, D) keys and values: (B, L, D)."""
+        dropout = self.dropout if self.training else 0.0
+        out = attention(
+            self.heads(q),
+            self.heads(k),
+            self.heads(v),
+            bias=bias,
+            mask=mask,
+            dropout_p=dropout,
+            backend=self.backend,
+        )
+        return out.transpose(1, 2).flatten(2)
+
+    def forward(self, x, layout, bias=None):
+        """Self-attention of the tokens ``x`` (..., D) of each jet, with a bias (B, H, n, n)."""
+        q, k, v = (layout.pad(part) for part in self.in_proj(x).chunk(3, dim=-1))
+        return self.out_proj(layout.unpad(self.attend(q, k, v, bias, layout.mask)))
+
+
+class ClassAttention(Attention):
+    """Attention of one class token to itself and to the particles (arXiv 2103.17239)."""
+
+    def forward(self, query, cls, x, layout):
+        """Class token (B, 1, D) that has looked at the particles.
+
+        Parameters
+        ----------
+        query : Tensor, (B, 1, D)
+        cls : Tensor, (B, 1, D)
+            The class token among the keys, normalised like ``x``.
+        x : Tensor, (..., D)
+            Tokens.
+        layout : Packed or Padded
+        """
+        dim = query.shape[-1]
+        w_q, w_kv = self.in_proj.weight.split((dim, 2 * dim))
+        b_q, b_kv = self.in_proj.bias.split((dim, 2 * dim))
+        q = nn.functional.linear(query, w_q, b_q)
+        kv = torch.cat(
+            (
+                nn.functional.linear(cls, w_kv, b_kv),
+                layout.pad(nn.functional.linear(x, w_kv, b_kv)),
+            ),
+            dim=1,
+        )  # (B, 1 + n, 2 D)
+        mask = torch.cat((torch.ones_like(layout.mask[:, :1]), layout.mask), dim=1)
+        return self.out_proj(self.attend(q, *kv.chunk(2, dim=-1), None, mask))
+
+
+class Block(nn.Module):
+    """NormFormer block: normalised before and after attention and inside the feed-forward part.
+
+    Parameters
+    ----------
+    embed_dim : int
+    num_heads : int
+        Heads whose outputs are scaled by ``c_attn``.
+    attn : nn.Module
+        What mixes the tokens.
+    ffn_ratio : int
+        Width of the feed-forward part over ``embed_dim``.
+    dropout, activation_dropout : float
+    """
+
+    def __init__(self, embed_dim, num_heads, attn, ffn_ratio, dropout=0.0, activation_dropout=0.0):
+        super().__init__()
+        self.pre_attn_norm = nn.LayerNorm(embed_dim)
+        self.attn = attn
+        self.post_attn_norm = nn.LayerNorm(embed_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.pre_fc_norm = nn.LayerNorm(embed_dim)
+        self.fc1 = nn.Linear(embed_dim, ffn_ratio * embed_dim)
+        self.act = nn.GELU()
+        self.act_dropout = nn.Dropout(activation_dropout)
+        self.post_fc_norm = nn.LayerNorm(ffn_ratio * embed_dim)
+        self.fc2 = nn.Linear(ffn_ratio * embed_dim, embed_dim)
+        self.c_attn = nn.Parameter(torch.ones(num_heads))
+        self.w_resid = nn.Parameter(torch.ones(embed_dim))
+
+    def residuals(self, x, mixed):
+        """Add what the attention gave to ``x``, then the feed-forward part."""
+        mixed = mixed.unflatten(-1, (len(self.c_attn), -1)) * self.c_attn[:, None]
+        x = x + self.dropout(self.post_attn_norm(mixed.flatten(-2)))
+        hidden = self.act_dropout(self.act(self.fc1(self.pre_fc_norm(x))))
+        return self.w_resid * x + self.dropout(self.fc2(self.post_fc_norm(hidden)))
+
+
+class ParticleBlock(Block):
+    """Block in which the particles of a jet look at each other."""
+
+    def forward(self, x, layout, bias=None):
+        """Tokens (..., D) to tokens."""
+        return self.residuals(x, self.attn(self.pre_attn_norm(x), layout, bias))
+
+
+class ClassBlock(Block):
+    """Block in which the class token looks at the particles."""
+
+    def forward(self, cls, x, layout):
+        """Class token (B, 1, D) and tokens (..., D) to class token."""
+        mixed = self.attn(cls, self.pre_attn_norm(cls), self.pre_attn_norm(x), layout)
+        return self.residuals(cls, mixed)
+
+
+class ParticleTransformer(nn.Module):
+    """Skeleton of ParT: embedding, particle blocks, class-attention blocks, head.
+
+    Parameters
+    ----------
+    input_dim : int
+        Features per particle.
+    num_classes : int or None
+        None leaves out the head; the output is then the normalised class token (B, D).
+    mixer : callable, optional
+        ``mixer(embed_dim, num_heads, dropout)`` makes what mixes the particles in one block;
+        called as ``mixer(x, layout, bias)``. Default: full attention.
+    pair_bias : bool
+        Compute the pair interaction and hand it to the mixers.
+    sort_by_pt : bool
+        Put particles in order of falling pT, for mixers that depend on the order.
+    embed_dims : sequence of int
+        Widths of the particle embedding; the last is the width of the tokens.
+    pair_embed_dims : sequence of int
+        Hidden widths of the pair embedding.
+    num_heads, num_layers, num_cls_layers, ffn_ratio : int
+    dropout, attn_dropout, activation_dropout : float
+        Of the particle blocks; the class blocks have none.
+    fc_params : sequence of (int, float)
+        Width and dropout of hidden layers of the head.
+    attention : str
+        Backend, see :func:`jetzoo.attention`.
+    for_inference : bool
+        Return probabilities and keep the padding, so that the graph can be exported.
+    """
+
+    def __init__(
+        self,
+        input_dim,
+        num_classes,
+        *,
+        mixer=None,
+        pair_bias=True,
+        sort_by_pt=False,
+        embed_dims=(128, 512, 128),
+        pair_embed_dims=(64, 64, 64),
+        num_heads=8,
+        num_layers=8,
+        num_cls_layers=2,
+        ffn_ratio=4,
+        dropout=0.1,
+        attn_dropout=0.1,
+        activation_dropout=0.1,
+        fc_params=(),
+        attention="auto",
+        for_inference=False,
+    ):
+        super().__init__()
+        self.sort_by_pt = sort_by_pt
+        self.for_inference = for_inference
+        dim = embed_dims[-1]
+        self.embed = Embed(input_dim, embed_dims)
+        self.pair_embed = PairEmbed((*pair_embed_dims, num_heads)) if pair_bias else None
+        if mixer is None:
+
+            def mixer(embed_dim, num_heads, dropout):
+                return Attention(embed_dim, num_heads, dropout, backend=attention)
+
+        self.blocks = nn.ModuleList(
+            ParticleBlock(
+                dim,
+                num_heads,
+                mixer(dim, num_heads, attn_dropout),
+                ffn_ratio,
+                dropout,
+                activation_dropout,
+            )
+            for _ in range(num_layers)
+        )
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.cls_blocks = nn.ModuleList(
+            ClassBlock(dim, num_heads, ClassAttention(dim, num_heads, backend=attention), ffn_ratio)
+            for _ in range(num_cls_layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.fc = None
+        if num_classes is not None:
+            head = []
+            for width, rate in fc_params:
+                head += [nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Dropout(rate))]
+                dim = width
+            self.fc = nn.Sequential(*head, nn.Linear(dim, num_classes))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Initial weights of weaver-core 0.5: Xavier, residual branches damped with the depth."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                fan_in, fan_out = module.in_features, module.out_features
+                if name.endswith("in_proj"):  # queries, keys and values are three layers
+                    fan_out //= 3
+                bound = math.sqrt(6 / (fan_in + fan_out))
+                nn.init.uniform_(module.weight, -bound, bound)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for depth, block in enumerate(self.blocks, start=1):
+            damped = [block.fc2, getattr(block.attn, "out_proj", None)]
+            for layer in filter(None, damped):
+                layer.weight.data /= math.sqrt(2 * depth)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+
+    def forward(self, points, features, lorentz_vectors, mask):
+        """Logits (B, num_classes), or probabilities with ``for_inference``.
+
+        Parameters
+        ----------
+        points : Tensor, (B, 2, N)
+            Not used.
+        features : Tensor, (B, C, N)
+        lorentz_vectors : Tensor, (B, 4, N)
+            px, py, pz, energy in GeV.
+        mask : Tensor, (B, 1, N)
+            Non-zero for real particles. What stands in the padding does not matter.
+        """
+        _, features, lorentz_vectors, mask = zoo.clean_inputs(
+            points, features, lorentz_vectors, mask
+        )
+        key = pt_order(lorentz_vectors, mask) if self.sort_by_pt else None
+        if self.for_inference:
+            layout = Padded(mask, key)
+        else:
+            layout = pack(mask, key, with_pairs=self.pair_embed is not None)
+        x = self.embed(layout.take(features))
+        bias = self.pair_embed(lorentz_vectors, layout) if self.pair_embed else None
+        for block in self.blocks:
+            x = block(x, layout, bias)
+        # `len(mask)` would be a constant of an exported graph.
+        cls = self.cls_token.expand(mask.shape[0], -1, -1)  # (B, 1, D)
+        for block in self.cls_blocks:
+            cls = block(cls, x, layout)
+        out = self.norm(cls.squeeze(1))
+        if self.fc is not None:
+            out = self.fc(out)
+            if self.for_inference:
+                out = out.softmax(1)
+        return zoo.keep_inputs(out, points)
+
+
+class JetClassifier(nn.Module):
+    """A network ``mod`` in the wrapper that published weights come from: names begin with ``mod.``.
+
+    Parameters
+    ----------
+    mod : nn.Module
+        Called with the four inputs that weaver hands over.
+    """
+
+    def __init__(self, mod):
+        super().__init__()
+        self.mod = mod
+
+    def forward(self, points, features, lorentz_vectors, mask):
+        """(B, 2, N), (B, C, N), (B, 4, N) and (B, 1, N) to (B, num_classes)."""
+        return self.mod(points, features, lorentz_vectors, mask)

@@ -1,0 +1,201 @@
+"""Loading and prediction, against weaver's own loader and training loop."""
+
+import awkward as ak
+import handmade
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from weaver.utils.dataset import SimpleIterDataset
+
+import jetzoo
+from jetzoo import UserError, evaluate, tables, zoo
+
+NETWORK = """
+import torch
+from jetzoo import zoo
+
+
+class Mean(torch.nn.Module):
+    '''A linear classifier of the mean particle.'''
+
+    def __init__(self, input_dim, num_classes, *, scale=1.0):
+        super().__init__()
+        self.fc = torch.nn.Linear(input_dim, num_classes)
+        self.scale = scale
+
+    def forward(self, points, features, lorentz_vectors, mask):
+        return self.fc(self.scale * (features * mask).sum(2) / mask.sum(2).clamp(min=1))
+
+
+def get_model(data_config, **kwargs):
+    return zoo.build(Mean, data_config, **kwargs)
+
+
+get_loss = zoo.loss
+"""
+
+COUNTS = (3, 0, 1, 128, 129, 300, 20, 7, 0, 41)
+
+
+def write_network(folder):
+    """A small network file and its checkpoint."""
+    path, checkpoint = folder / "Mean.py", folder / "net_best_epoch_state.pt"
+    path.write_text(NETWORK)
+    torch.manual_seed(0)
+    model, _ = zoo.network_module(path).get_model(zoo.read_data_config("QuarkGluon/qg_kin"))
+    torch.save(model.state_dict(), checkpoint)
+    return path, checkpoint
+
+
+def write_jets(folder):
+    """Jets of `COUNTS` particles."""
+    path = folder / "jets.parquet"
+    handmade.write_parquet(path, COUNTS, np.random.default_rng(7))
+    return path
+
+
+@pytest.fixture
+def network(tmp_path):
+    return write_network(tmp_path)
+
+
+@pytest.fixture
+def jets_file(tmp_path):
+    return write_jets(tmp_path)
+
+
+def weaver_batch(path, config):
+    """All jets of a file as weaver's test loader gives them."""
+    dataset = SimpleIterDataset(
+        {"test": [str(path)]},
+        str(zoo.REPOSITORY / "data" / config),
+        for_training=False,
+        fetch_by_files=True,
+        fetch_step=1,
+    )
+    (batch,) = DataLoader(dataset, batch_size=1000)
+    return batch
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
+def test_inputs_are_weavers(network, jets_file):
+    expected, labels, _ = weaver_batch(jets_file, "QuarkGluon/qg_kin.yaml")
+    tagger = jetzoo.load(*network, "QuarkGluon/qg_kin", device="cpu")
+    jets = ak.from_parquet(jets_file)
+    before = jets.to_list()
+    inputs = tagger.inputs(jets)
+    assert list(inputs) == ["pf_points", "pf_features", "pf_vectors", "pf_mask"]
+    for name, value in inputs.items():
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, expected[name].numpy())
+    np.testing.assert_array_equal(inputs["pf_mask"].sum(axis=(1, 2)), np.minimum(COUNTS, 128))
+    assert jets.to_list() == before and "part_pt" not in jets.fields
+
+    # However the jets lie in memory: a slice, a selection, an array built record by record.
+    keep = [3, 1, 5]
+    for some, index in (
+        (jets[2:7], slice(2, 7)),
+        (jets[keep], keep),
+        (ak.Array([jets[i].to_list() for i in keep]), keep),
+        (jets[[1, 8]], [1, 8]),
+    ):
+        for name, value in tagger.inputs(some).items():
+            # Python floats are float64: the logarithms may round differently.
+            np.testing.assert_allclose(value, inputs[name][index], rtol=1e-5, atol=1e-5)
+
+
+def test_root_inputs_are_weavers(network, tmp_path):
+    path = tmp_path / "jets.root"
+    rng = np.random.default_rng(8)
+    handmade.write_root(path, (5, 200, 1, 30), rng, [0, 3, 9, 3])
+    expected, _, _ = weaver_batch(path, "JetClass/JetClass_full.yaml")
+    config = zoo.read_data_config("JetClass/JetClass_full")
+    tagger = zoo.Tagger(zoo.network_module(network[0]).get_model(config)[0], config)
+    jets = tables.read(path, tagger.branches, config.treename)
+    for name, value in tagger.inputs(jets).items():
+        np.testing.assert_array_equal(value, expected[name].numpy())
+
+    output = tmp_path / "pred.root"
+    assert zoo.predict_files(tagger, [path], output)
+    labels, scores, classes = evaluate.read_predictions([output])
+    assert classes == handmade.JETCLASS_LABELS
+    np.testing.assert_array_equal(labels, [0, 3, 9, 3])
+    np.testing.assert_array_equal(scores, tagger.predict(jets))
+
+
+def test_scores_are_those_of_the_model(network, jets_file):
+    tagger = jetzoo.load(*network, "QuarkGluon/qg_kin", device="cpu")
+    jets = ak.from_parquet(jets_file)
+    scores = tagger.predict(jets)
+    with torch.no_grad():
+        inputs = [torch.from_numpy(x) for x in tagger.inputs(jets).values()]
+        expected = tagger.model(*inputs).softmax(dim=1).numpy()
+    assert scores.dtype == np.float32 and tagger.classes == ["jet_isQ", "jet_isG"]
+    np.testing.assert_array_equal(scores, expected)
+    np.testing.assert_allclose(tagger(jets, batch_size=3), scores, rtol=1e-6)
+    assert tagger.predict(jets[:0]).shape == (0, 2)
+    sharper = jetzoo.load(*network, "QuarkGluon/qg_kin", device="cpu", scale=3.0)
+    assert sharper.model.scale == 3.0
+    assert not np.allclose(sharper.predict(jets), scores)
+
+
+def test_part_loads_by_name(jets_file, tmp_path):
+    config = zoo.read_data_config("QuarkGluon/qg_kin")
+    torch.manual_seed(1)
+    options = {"num_layers": 1, "num_cls_layers": 1, "embed_dims": [16], "pair_embed_dims": [8]}
+    model, _ = zoo.network_module("ParT").get_model(config, **options)
+    torch.save(model.state_dict(), tmp_path / "part.pt")
+    tagger = jetzoo.load("ParT", tmp_path / "part.pt", "QuarkGluon/qg_kin", "cpu", **options)
+    jets = ak.from_parquet(jets_file)
+    scores = tagger.predict(jets)
+    assert np.isfinite(scores).all()
+    np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(tagger.predict(jets[[6]]), scores[[6]], atol=1e-6)
+
+
+def test_network_modules_are_fresh(network):
+    first, second = zoo.network_module(network[0]), zoo.network_module(str(network[0]))
+    assert first is not second and first.Mean is not second.Mean
+
+
+def test_misuse(network, jets_file, tmp_path):
+    path, checkpoint = network
+    garbage = tmp_path / "garbage.pt"
+    garbage.write_bytes(b"not weights")
+    number = tmp_path / "number.pt"
+    torch.save(3, number)
+    other = tmp_path / "other.pt"
+    torch.save({"fc.weight": torch.zeros(2, 7), "gate": torch.zeros(1)}, other)
+    not_yaml = tmp_path / "list.yaml"
+    not_yaml.write_text("- 1\n")
+    kin = "QuarkGluon/qg_kin"
+    for arguments, options, message in (
+        (("PatT", checkpoint, kin), {}, r"no network 'PatT'.*ParT"),
+        ((path, checkpoint, "qg_kin"), {}, r"no data config 'qg_kin'.*QuarkGluon/qg_kin"),
+        ((path, checkpoint, not_yaml), {}, "not a data config"),
+        ((path, tmp_path / "absent.pt", kin), {}, "no checkpoint"),
+        ((path, garbage, kin), {}, "cannot|can be read"),
+        ((path, number, kin), {}, "not a state dict"),
+        ((path, other, kin), {}, "it lacks fc.bias; it has in addition gate"),
+        ((path, checkpoint, "QuarkGluon/qg_kinpid"), {}, "size mismatch for fc.weight"),
+        ((path, checkpoint, kin), {"scael": 2}, "did you mean 'scale'"),
+        ((path, checkpoint, kin), {"for_inference": True}, "for_inference"),
+        ((path, checkpoint, kin, "abacus"), {}, "device 'abacus'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            jetzoo.load(*arguments, **options)
+
+    tagger = jetzoo.load(path, checkpoint, kin, device="cpu")
+    jets = ak.from_parquet(jets_file)
+    with pytest.raises(UserError, match="no branch jet_pt, part_px"):
+        tagger.predict(jets[[name for name in jets.fields if name not in ("part_px", "jet_pt")]])
+
+
+@pytest.mark.real
+def test_published_jets(network, real_data):
+    path = real_data / "quarkgluon_1000.parquet"
+    expected, _, _ = weaver_batch(path, "QuarkGluon/qg_kin.yaml")
+    tagger = jetzoo.load(*network, "QuarkGluon/qg_kin", device="cpu")
+    for name, value in tagger.inputs(ak.from_parquet(path)).items():
+        np.testing.assert_array_equal(value, expected[name].numpy())
