@@ -1,0 +1,27 @@
+# shellcheck shell=bash
+# Where the data sets are; sourced by the train scripts. For each data set the first that is set wins:
+# the variable in your environment, env.local.sh (written by get_datasets.py), the embedded sample.
+
+jetzoo_env() {
+    local datasets=(JetClass QuarkGluon TopLandscape)
+    local root i variable value given=()
+    root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+    for i in "${!datasets[@]}"; do
+        variable=DATADIR_${datasets[i]}
+        given[i]=${!variable:-}
+    done
+    if [[ -f $root/env.local.sh ]]; then
+        # shellcheck source=/dev/null
+        source "$root/env.local.sh"
+    fi
+    for i in "${!datasets[@]}"; do
+        variable=DATADIR_${datasets[i]}
+        value=${given[i]:-${!variable:-}}
+        if [[ -z $value && -d $root/data/samples/${datasets[i]} ]]; then
+            value=$root/data/samples/${datasets[i]}
+        fi
+        export "$variable=$value"
+    done
+}
+jetzoo_env
+unset -f jetzoo_env
