@@ -7,7 +7,7 @@ demo: .venv/.installed
 	./train_QuarkGluon.sh ParT kin --demo
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

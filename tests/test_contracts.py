@@ -10,8 +10,6 @@ from weaver.utils.data.config import DataConfig
 from jetzoo import zoo
 
 NETWORKS = sorted(path.stem for path in (ROOT / "networks").glob("*.py"))
-# These order the particles by pT themselves and cut the sequence into pieces or run along it.
-NO_ONNX = {"ReformerParT"}
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*legacy.*")
 
@@ -134,18 +132,18 @@ def test_every_parameter_gets_a_gradient(name, data_config):
 
 
 def test_learns(name, data_config):
-    """Some steps tell jets of 10 from jets of 50 particles."""
+    """Some steps tell jets of 5 from jets of 25 particles."""
     model = build(name, data_config).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    jets = make_jets([10, 50] * 8)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
+    jets = make_jets([5, 25] * 4)
     losses = []
     for _ in range(15):
-        loss = zoo.loss(data_config)(model(*jets), torch.tensor([0, 1] * 8))
+        loss = zoo.loss(data_config)(model(*jets), torch.tensor([0, 1] * 4))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert np.mean(losses[-3:]) < 0.7 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_bf16_autocast(name, data_config):
@@ -199,10 +197,6 @@ def export(network, path, data_config, opset):
 def test_onnx(name, data_config, tmp_path):
     network = build(name, data_config, for_inference=True)
     path = str(tmp_path / "network.onnx")
-    if name in NO_ONNX:
-        with pytest.raises(RuntimeError, match="ONNX"):
-            export(network, path, data_config, 15)
-        return
     run = export(network, path, data_config, 15)
     for counts, length in (((40, 7, 61, 1, 0), 128), ((3,), 12), ((140, 20), 150)):
         jets = repad(make_jets(counts), length)

@@ -4,12 +4,14 @@ Parameters have the names of weaver-core's ``ParticleTransformer``, so that weig
 """
 
 import math
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from . import zoo
-from .attention import attention
+from .attention import attention, check_backend
 from .kinematics import at_least_float32, cylindrical, pair_features
 from .packing import Padded, pack, pt_order
 
@@ -54,11 +56,17 @@ class PointwiseConv(nn.Conv1d):
 class PairEmbed(nn.Module):
     """Pair interaction: an MLP on ln kT, ln z, ln dR and ln m2 gives one bias per attention head.
 
+    Nothing of its hidden layers is kept for the backward pass: they are computed again. Without
+    gradients and batch statistics, pairs are computed in chunks. So what grows with the square of
+    the number of particles is the input and the output.
+
     Parameters
     ----------
     dims : sequence of int
         Widths; the last one is the number of heads.
     """
+
+    CHUNK = 2**17  # pairs; 32 MiB for each hidden layer of 64 in float32
 
     def __init__(self, dims):
         super().__init__()
@@ -86,28 +94,90 @@ class PairEmbed(nn.Module):
         with torch.no_grad(), torch.autocast(lorentz_vectors.device.type, enabled=False):
             vectors = at_least_float32(layout.take(lorentz_vectors))
             particles = (vectors, *cylindrical(vectors))
-            features, put = self._pairs(particles, layout)
-        return put(self.embed(features))
-
-    def _pairs(self, particles, layout):
-        """Features (1, 4, P) of the pairs, and what turns (1, H, P) into (B, H, n, n)."""
         if isinstance(layout, Padded):
-            rows = [x.unsqueeze(2) for x in particles]  # (B, N, 1, ...)
-            columns = [x.unsqueeze(1) for x in particles]  # (B, 1, N, ...)
-            features = pair_features(rows, columns)  # (4, B, N, N)
+            with torch.no_grad(), torch.autocast(lorentz_vectors.device.type, enabled=False):
+                rows = [x.unsqueeze(2) for x in particles]  # (B, N, 1, ...)
+                columns = [x.unsqueeze(1) for x in particles]  # (B, 1, N, ...)
+                features = pair_features(rows, columns)  # (4, B, N, N)
             shape = features.shape[1:]
-            return features.flatten(1)[None], lambda x: x[0].unflatten(1, shape).transpose(0, 1)
+            return self.embed(features.flatten(1)[None])[0].unflatten(1, shape).transpose(0, 1)
 
         i, j, ij, ji = layout.pairs
-        features = pair_features([x[i] for x in particles], [x[j] for x in particles])  # (4, P)
         batch_size, length = layout.mask.shape
+        size = batch_size * length * length
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            bias = Mirror.apply(self._recomputed(_features(particles, i, j)), ij, ji, size)
+        else:
+            bias = None
+            for i, j, ij, ji in zip(*(x.split(self.CHUNK) for x in layout.pairs), strict=True):
+                part = self.embed(_features(particles, i, j))[0]  # (H, P)
+                bias = part.new_zeros(self.out_dim, size) if bias is None else bias
+                bias[:, ij] = part
+                bias[:, ji] = part
+        return bias.unflatten(1, (batch_size, length, length)).transpose(0, 1)
 
-        def put(x):
-            dense = x.new_zeros(self.out_dim, batch_size * length * length)
-            dense = dense.index_copy(1, ij, x[0]).index_copy(1, ji, x[0])
-            return dense.view(self.out_dim, batch_size, length, length).transpose(0, 1)
+    def _recomputed(self, features):
+        """The MLP of features (1, 4, P), (H, P), whose hidden layers are not kept."""
+        if not torch.is_grad_enabled():
+            return self.embed(features)[0]
+        # torch.compile takes no context, and needs none: it records the statistics once.
+        context = {} if torch.compiler.is_compiling() else {"context_fn": self._contexts}
+        return checkpoint(
+            self.embed, features, use_reentrant=False, preserve_rng_state=False, **context
+        )[0]
 
-        return features[None], put
+    def _contexts(self):
+        return nullcontext(), self._without_running_statistics()
+
+    @contextmanager
+    def _without_running_statistics(self):
+        """While the hidden layers are computed again: a batch is to be counted once."""
+        norms = [layer for layer in self.embed if hasattr(layer, "momentum")]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 0.0
+        try:
+            yield
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+                if self.training:
+                    norm.num_batches_tracked.sub_(1)
+
+
+def _features(particles, i, j):
+    """Features (1, 4, P) of the pairs of tokens ``i`` and ``j``."""
+    with torch.no_grad(), torch.autocast(i.device.type, enabled=False):
+        return pair_features([x[i] for x in particles], [x[j] for x in particles])[None]
+
+
+class Mirror(torch.autograd.Function):
+    """Put each pair at two places of a matrix that is zero elsewhere.
+
+    Parameters
+    ----------
+    x : Tensor, (H, P)
+    ij, ji : Tensor of int, (P,)
+        Places in the flattened matrices, the same for pairs of a particle with itself.
+    size : int
+
+    Returns
+    -------
+    Tensor, (H, size)
+    """
+
+    @staticmethod
+    def forward(ctx, x, ij, ji, size):
+        ctx.save_for_backward(ij, ji)
+        out = x.new_zeros(len(x), size)
+        out[:, ij] = x
+        out[:, ji] = x
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        ij, ji = ctx.saved_tensors
+        return grad[:, ij] + grad[:, ji].mul_(ij != ji), None, None, None
 
 
 class Attention(nn.Module):
@@ -126,6 +196,7 @@ class Attention(nn.Module):
         super().__init__()
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim {embed_dim} is no multiple of num_heads {num_heads}")
+        check_backend(backend)
         self.num_heads = num_heads
         self.dropout = dropout
         self.backend = backend
@@ -279,6 +350,9 @@ class ParticleTransformer(nn.Module):
         Return probabilities and keep the padding, so that the graph can be exported.
     """
 
+    # Arguments that say which architecture it is; no options of a user.
+    fixed_options = ("mixer", "sort_by_pt")
+
     def __init__(
         self,
         input_dim,
@@ -301,6 +375,7 @@ class ParticleTransformer(nn.Module):
         for_inference=False,
     ):
         super().__init__()
+        check_backend(attention, bias=pair_bias)
         self.sort_by_pt = sort_by_pt
         self.for_inference = for_inference
         dim = embed_dims[-1]

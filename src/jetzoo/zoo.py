@@ -6,6 +6,8 @@ Every file in ``networks/`` is a few lines over :func:`build` and :func:`model_i
 import difflib
 import inspect
 import pickle
+import sys
+import types
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -24,9 +26,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 # weaver hands these to `get_model` and `get_loss` on its own; networks may ignore them.
 WEAVER_OPTIONS = ("use_amp", "compile_model", "for_inference")
-
-# Arguments of the shared skeleton that say which architecture it is; no options of a user.
-FIXED_BY_NETWORK = ("mixer", "sort_by_pt")
 
 
 def build(network, data_config, **options):
@@ -61,6 +60,7 @@ def build(network, data_config, **options):
                 f"{network.__name__} has no option {name!r}; {hint}"
                 f"its options are: {', '.join(sorted(accepted))}"
             )
+    _register(network)
     model = network(
         input_dim=len(data_config.input_dicts["pf_features"]),
         num_classes=len(data_config.label_value),
@@ -79,7 +79,20 @@ def constructor_options(network):
         names += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    return [name for name in dict.fromkeys(names) if name not in FIXED_BY_NETWORK]
+    fixed = getattr(network, "fixed_options", ())
+    return [name for name in dict.fromkeys(names) if name not in fixed]
+
+
+def _register(network):
+    """Let torch.compile find the globals of a network file by the name of its module.
+
+    weaver executes the file without putting it in ``sys.modules``.
+    """
+    for function in filter(inspect.isfunction, vars(network).values()):
+        module = types.ModuleType(network.__module__)
+        vars(module).update(function.__globals__)
+        sys.modules[network.__module__] = module
+        return
 
 
 def model_info(data_config):

@@ -1,0 +1,128 @@
+"""LinformerParT: attention to a fixed number of slots (Linformer, arXiv 2006.04768).
+
+The keys and the values of the N particles of a jet are projected to k slots by two learned
+matrices, and every particle attends to the slots: O(N k) instead of O(N^2). A row of the matrices
+belongs to a rank in pT, so the particles are put in that order.
+"""
+
+import functools
+
+from linformer import LinformerSelfAttention
+
+from jetzoo import zoo
+from jetzoo.attention import attention
+from jetzoo.layers import JetClassifier, ParticleTransformer
+
+
+class LinformerAttention(LinformerSelfAttention):
+    """Linformer's attention with its own parameters, aware of padding and of a pair bias.
+
+    Parameters
+    ----------
+    embed_dim, num_heads : int
+    dropout : float
+        On the attention weights.
+    seq_len : int
+        Particles that feed the slots, the hardest ones.
+    num_slots : int
+    backend : str
+        See :func:`jetzoo.attention`.
+    """
+
+    def __init__(self, embed_dim, num_heads, dropout=0.0, *, seq_len, num_slots, backend="auto"):
+        super().__init__(embed_dim, seq_len, k=num_slots, heads=num_heads, dropout=dropout)
+        self.backend = backend
+
+    def forward(self, x, layout, bias=None):
+        """Attention of the tokens ``x`` (..., D) to the slots of their jet.
+
+        A bias (B, H, n, n) of the pairs is projected to the slots as the keys are.
+        """
+        padding = ~layout.mask  # (B, n)
+        q, k, v = (layout.pad(project(x)) for project in (self.to_q, self.to_k, self.to_v))
+        k = self.to_slots(k.masked_fill(padding[..., None], 0), self.proj_k)  # (B, k, D)
+        v = self.to_slots(v.masked_fill(padding[..., None], 0), self.proj_v)
+        if bias is not None:
+            bias = bias.masked_fill(padding[:, None, None, :], 0).transpose(-2, -1)
+            bias = self.to_slots(bias, self.proj_k).transpose(-2, -1)  # (B, H, n, k)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        out = attention(
+            q,
+            k,
+            v,
+            bias=bias,
+            dropout_p=self.dropout.p if self.training else 0.0,
+            backend=self.backend,
+        )  # (B, H, n, d)
+        return self.to_out(layout.unpad(out.transpose(1, 2).flatten(2)))
+
+    def to_slots(self, rows, projection):
+        """(..., n, D), zero in the padding, to (..., k, D)."""
+        # One of the two slices does nothing; n is unknown when the graph is exported.
+        return projection[: rows.shape[-2]].t() @ rows[..., : self.seq_len, :]
+
+
+class LinformerParT(ParticleTransformer):
+    """ParT with low-rank attention.
+
+    Cost: O(N) per layer in time and memory. With ``pair_bias='projected'`` the interaction of all
+    pairs is computed and projected, which brings O(N^2) back.
+
+    Parameters
+    ----------
+    input_dim, num_classes : int
+    seq_len : int
+        Particles that feed the slots; softer ones attend to the slots but do not feed them.
+    compression : int
+        ``seq_len`` over the number of slots.
+    pair_bias : {None, 'projected'}
+        'projected' adds U P to the attention scores: the pair interaction U (n, n) of
+        arXiv 2202.03772 times the projection P (n, k) of the keys.
+    **options
+        See :class:`jetzoo.layers.ParticleTransformer`.
+
+    Raises
+    ------
+    ValueError
+        If ``seq_len`` is no multiple of ``compression``, or ``pair_bias`` is something else.
+    """
+
+    def __init__(
+        self,
+        input_dim,
+        num_classes,
+        *,
+        seq_len=128,
+        compression=4,
+        pair_bias=None,
+        attention="auto",
+        **options,
+    ):
+        if seq_len % compression:
+            raise ValueError(f"seq_len {seq_len} is no multiple of compression {compression}")
+        if pair_bias not in (None, "projected"):
+            raise ValueError(f"pair_bias is None or 'projected' here, not {pair_bias!r}")
+        mixer = functools.partial(
+            LinformerAttention,
+            seq_len=seq_len,
+            num_slots=seq_len // compression,
+            backend=attention,
+        )
+        super().__init__(
+            input_dim,
+            num_classes,
+            mixer=mixer,
+            sort_by_pt=True,
+            pair_bias=pair_bias is not None,
+            attention=attention,
+            **options,
+        )
+
+
+def get_model(data_config, **kwargs):
+    """Build the network for weaver; options are those of ``LinformerParT``."""
+    part, info = zoo.build(LinformerParT, data_config, **kwargs)
+    return JetClassifier(part), info
+
+
+get_loss = zoo.loss

@@ -1,0 +1,137 @@
+"""ReformerParT: attention among similar particles (Reformer, arXiv 2001.04451).
+
+Queries and keys are the same vectors. They are hashed by angle, sorted by hash and cut into chunks;
+a particle attends to its chunk and to the one before, O(N log N) for the sort and O(N) for the
+rest. Several rounds of hashing make up for neighbours that one round has parted.
+"""
+
+import functools
+
+import reformer_pytorch
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from jetzoo import zoo
+from jetzoo.kinematics import at_least_float32
+from jetzoo.layers import JetClassifier, ParticleTransformer
+
+# Hashes per round: as many as chunks of 32 in the 128 hardest particles, above which jets are rare.
+NUM_HASHES = 4
+
+
+class LSHAttention(reformer_pytorch.LSHAttention):
+    """LSH attention of the package, with a result that depends on the real vectors alone.
+
+    Random rotations decide what is hashed together. They are drawn anew at each call in training,
+    as in the paper; in eval they are those of the buffer ``rotations``, which is saved with the
+    weights. The number of hashes does not grow with the padded length, and padding, which is made
+    of null vectors, comes last in each round.
+
+    Parameters
+    ----------
+    dim : int
+        Of the vectors.
+    bucket_size : int
+        Length of a chunk.
+    n_hashes : int
+        Rounds of hashing.
+    dropout : float
+        On the attention weights.
+    """
+
+    def __init__(self, dim, bucket_size, n_hashes, dropout=0.0):
+        super().__init__(bucket_size=bucket_size, n_hashes=n_hashes, dropout=dropout)
+        self.register_buffer("rotations", torch.randn(dim, n_hashes, NUM_HASHES // 2))
+
+    def hash_vectors(self, n_buckets, vecs, **cache):
+        """Sorting key (B, n_hashes * n) of the vectors (B, n, d); rounds do not mix."""
+        rotations = torch.randn_like(self.rotations) if self.training else self.rotations
+        rotated = torch.einsum("bnd,drh->brnh", vecs.detach(), rotations)
+        hashes = torch.cat((rotated, -rotated), dim=-1).argmax(-1)  # (B, n_hashes, n)
+        padding = (vecs == 0).all(-1)[:, None]  # (B, 1, n)
+        hashes = hashes.masked_fill(padding, NUM_HASHES)
+        first = torch.arange(self.n_hashes, device=vecs.device)[:, None] * (NUM_HASHES + 1)
+        return (hashes + first).reshape(-1, self.n_hashes * vecs.shape[1])
+
+
+class ReformerAttention(nn.Module):
+    """Self-attention of the tokens of a jet by locality-sensitive hashing.
+
+    Parameters
+    ----------
+    embed_dim, num_heads : int
+    dropout : float
+        On the attention weights.
+    bucket_size, n_hashes : int
+        See :class:`LSHAttention`.
+    """
+
+    def __init__(self, embed_dim, num_heads, dropout=0.0, *, bucket_size, n_hashes):
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = embed_dim // num_heads
+        self.to_qk = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.to_v = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.lsh = LSHAttention(self.head_dim, bucket_size, n_hashes, dropout)
+        self.out_proj = nn.Linear(embed_dim, embed_dim)
+
+    @torch._dynamo.disable  # sorting and gathering take torch.compile minutes and gain nothing
+    def forward(self, x, layout, bias=None):
+        """Tokens (..., D) to tokens; there is no bias."""
+        length = layout.mask.shape[1]
+        # The first chunk of a round looks back at the last one of the round before. At least one
+        # chunk of padding between them makes the padded length irrelevant.
+        chunk = self.lsh.bucket_size
+        extra = chunk + (-length - chunk) % (2 * chunk)  # the package wants pairs of chunks
+        mask = F.pad(layout.mask, (0, extra))  # (B, m)
+        qk, v = (
+            F.pad(layout.pad(project(x)), (0, 0, 0, extra))
+            .masked_fill(~mask[..., None], 0)
+            .unflatten(-1, (self.num_heads, -1))
+            .transpose(1, 2)
+            .reshape(-1, length + extra, self.head_dim)  # (B * H, m, d)
+            for project in (self.to_qk, self.to_v)
+        )
+        mask = mask[:, None].expand(-1, self.num_heads, -1).reshape(-1, length + extra)
+        # The package lets a particle attend to itself at a score of -5e4, which half precision
+        # cannot tell from that plus the logarithm of the number of rounds.
+        with torch.autocast(x.device.type, enabled=False):
+            out, _, _ = self.lsh(at_least_float32(qk), at_least_float32(v), input_mask=mask)
+        out = out.unflatten(0, (-1, self.num_heads)).transpose(1, 2).flatten(2)  # (B, m, D)
+        return self.out_proj(layout.unpad(out[:, :length]).to(x.dtype))
+
+
+class ReformerParT(ParticleTransformer):
+    """ParT with attention by locality-sensitive hashing, without pair interaction.
+
+    Cost: O(N log N) per layer in time, O(N) in memory. The order in pT decides which of the
+    particles with the same hash share a chunk.
+
+    Parameters
+    ----------
+    input_dim, num_classes : int
+    bucket_size : int
+        Particles in a chunk. Jets of at most one chunk have full attention.
+    n_hashes : int
+        Rounds of hashing, in which the attention is averaged with the weights of the paper.
+    **options
+        See :class:`jetzoo.layers.ParticleTransformer`.
+    """
+
+    fixed_options = (*ParticleTransformer.fixed_options, "pair_bias", "pair_embed_dims")
+
+    def __init__(self, input_dim, num_classes, *, bucket_size=32, n_hashes=4, **options):
+        mixer = functools.partial(ReformerAttention, bucket_size=bucket_size, n_hashes=n_hashes)
+        super().__init__(
+            input_dim, num_classes, mixer=mixer, sort_by_pt=True, pair_bias=False, **options
+        )
+
+
+def get_model(data_config, **kwargs):
+    """Build the network for weaver; options are those of ``ReformerParT``."""
+    part, info = zoo.build(ReformerParT, data_config, **kwargs)
+    return JetClassifier(part), info
+
+
+get_loss = zoo.loss
