@@ -29,7 +29,7 @@ models=(
 # crumbs. 200 MB of JetClass files are about 2 GB of padded inputs.
 small=200000000
 
-demo_epochs=3 demo_samples=5120 demo_samples_val=800 demo_batch=64
+demo_epochs=3 demo_samples=3840 demo_samples_val=768 demo_batch=64
 
 usage() {
     local script=./train_$dataset.sh
@@ -435,6 +435,9 @@ train() {
         return
     fi
     echo "+ ${line% }" >&2
+    # Idle threads that spin make a step on the CPU several times slower as soon as another program
+    # wants the cores.
+    export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
     "${command[@]}"
     if ((node == 0)); then
         evaluate_predictions
