@@ -410,15 +410,14 @@ def test_no_server_answers(publish, get, tmp_path):
     assert tree(tmp_path) == {}
 
 
-def test_jets_of_another_origin_are_not_mixed_in(server, publish, get, tmp_path, monkeypatch):
+def test_jets_of_another_origin_are_not_mixed_in(server, publish, get, tmp_path):
     publish(tar_bytes(PUBLISHED.items()))
     mine = tmp_path / "QuarkGluon" / "train_file_7.parquet"
     mine.parent.mkdir()
     mine.write_bytes(b"mine")
     source = tmp_path / "QG_jets.npz"
     np.savez(source, **qg_arrays([100.0]))
-    monkeypatch.setitem(sys.modules, "jetzoo.simulate", SimpleNamespace(generate=None))
-    for way in ([], ["--simulate", 5], ["--convert", source]):
+    for way in ([], ["--convert", source]):
         code, message = get("QuarkGluon", "-d", tmp_path, *way)
         assert code == 2
         assert "already holds other jets (train_file_7.parquet)" in message
@@ -454,6 +453,7 @@ def test_simulate_calls_the_generator(get, tmp_path, monkeypatch):
 
     def generate(dataset, num_jets, folder, seed, jobs):
         calls.append((dataset, num_jets, seed, jobs))
+        folder.mkdir()
         (folder / "train_file_0.parquet").write_bytes(b"jets")
 
     monkeypatch.setitem(sys.modules, "jetzoo.simulate", SimpleNamespace(generate=generate))

@@ -1,0 +1,195 @@
+"""The fast engine: the same answers as the network it was made from."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from test_contracts import build, make_jets, repad
+from weaver.nn.model.ParticleTransformer import ParticleTransformer as StockParT
+from weaver.utils.data.config import DataConfig
+
+import jetzoo
+from jetzoo import inference
+
+SMALL = {
+    "embed_dims": (32, 64, 32),
+    "pair_embed_dims": (16, 16),
+    "num_heads": 4,
+    "num_layers": 2,
+}
+NETWORKS = {
+    "ParT": SMALL,
+    "ParT without bias": {**SMALL, "pair_bias": False},
+    "ParT with a head": {**SMALL, "fc_params": ((24, 0.1),), "num_cls_layers": 1, "ffn_ratio": 2},
+    "ParT for inference": {**SMALL, "for_inference": True},
+    "ParT-FineTune": SMALL,
+    "LinformerParT": SMALL,
+    "LinformerParT with bias": {**SMALL, "pair_bias": "projected"},
+    "ReformerParT": SMALL,
+    "MambaParT": SMALL,
+    "PFN": {},
+    "PN": {"conv_params": ((8, (16, 16)), (8, (24, 24)))},
+    "PN-FineTune": {"conv_params": ((8, (16, 16)), (8, (24, 24)))},
+}
+
+
+@pytest.fixture(scope="module")
+def data_config():
+    return DataConfig.load(ROOT / "data" / "QuarkGluon" / "qg_kin.yaml")
+
+
+def stir(model):
+    """Change the parameters that begin as ones and zeros, which hide mistakes."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(params=NETWORKS, scope="module")
+def model(request, data_config):
+    return stir(build(request.param.split()[0], data_config, **NETWORKS[request.param]))
+
+
+@pytest.fixture(scope="module")
+def fast(model):
+    return jetzoo.accelerate(model)
+
+
+def check(fast, model, jets, tolerance=2e-5):
+    with torch.no_grad():
+        expected = model(*jets)
+    logits = fast(*jets)
+    assert logits.shape == expected.shape and logits.dtype == torch.float32
+    torch.testing.assert_close(logits, expected, atol=tolerance, rtol=1e-5)
+
+
+def test_many_lengths(model, fast):
+    check(fast, model, make_jets((40, 7, 61, 1, 18, 0, 128, 0, 3, 64)))
+
+
+def test_batches_longer_than_a_micro_batch(model, fast, monkeypatch):
+    monkeypatch.setattr(fast.network, "tokens", 64)
+    check(fast, model, make_jets(np.random.default_rng(3).integers(0, 40, 50)))
+
+
+@pytest.mark.parametrize("counts", [(0,), (1,), (0, 0), (300, 2), (17,)])
+def test_awkward_shapes(model, fast, counts):
+    check(fast, model, make_jets(counts))
+
+
+def test_no_jets(fast):
+    logits = fast(*(x[:0] for x in make_jets((3,))))
+    assert logits.shape == (0, 2)
+
+
+def test_padding_does_not_matter(model, fast):
+    jets = make_jets((40, 7, 61, 1, 18, 0))
+    torch.testing.assert_close(fast(*repad(jets, 90, float("nan"))), fast(*jets), atol=1e-5, rtol=0)
+
+
+def test_particles_anywhere(model, fast):
+    jets = make_jets((40, 7, 61, 1, 18, 0))
+    where = torch.from_numpy(np.random.default_rng(5).permutation(61))
+    check(fast, model, [x[..., where] for x in repad(jets, filling=float("nan"))])
+
+
+def test_the_model_is_left_alone(data_config):
+    model = stir(build("ParT", data_config, **SMALL)).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fast = jetzoo.accelerate(model)
+    jets = make_jets((5, 9))
+    logits = fast(*jets)
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], atol=0, rtol=0)
+    with torch.no_grad():
+        model.mod.fc[0].bias += 1
+    torch.testing.assert_close(fast(*jets), logits, atol=0, rtol=0)
+    assert not logits.requires_grad and not logits.is_inference()
+
+
+def test_number_of_threads_is_left_alone(data_config, monkeypatch):
+    fast = jetzoo.accelerate(build("ParT", data_config, **SMALL))
+    monkeypatch.setattr(fast.network, "tokens", 16)
+    threads = torch.get_num_threads()
+    jets = make_jets((5, 9, 16, 16, 12))
+    try:
+        torch.set_num_threads(1)
+        alone = fast(*jets)
+        torch.set_num_threads(3)
+        together = fast(*jets)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(alone, together, atol=1e-6, rtol=0)
+
+
+def test_long_jets_take_another_attention(data_config, monkeypatch):
+    model = stir(build("ParT", data_config, **SMALL))
+    fast = jetzoo.accelerate(model)
+    jets = make_jets((30, 12))
+    short = fast(*jets)
+    monkeypatch.setattr(inference, "SHORT", 8)
+    torch.testing.assert_close(fast(*jets), short, atol=1e-5, rtol=0)
+    check(fast, model, jets)
+
+
+def test_half_precision_is_close(data_config):
+    model = stir(build("ParT", data_config, **SMALL))
+    jets = make_jets((40, 7, 61, 1, 18))
+    with torch.no_grad():
+        expected = model(*jets)
+    logits = jetzoo.accelerate(model, "bf16")(*jets)
+    assert 0 < (logits - expected).abs().max() < 0.1
+
+
+def test_unknown_precision(data_config):
+    with pytest.raises(ValueError, match="precision is one of fp32, bf16, not 'int3'"):
+        jetzoo.accelerate(build("PFN", data_config), "int3")
+
+
+def test_unknown_networks_run_as_they_are(data_config, caplog):
+    model = build("PCNN", data_config)
+    with caplog.at_level(logging.WARNING, "jetzoo"):
+        fast = jetzoo.accelerate(model)
+    assert "no fast form of" in caplog.text
+    check(fast, model, make_jets((40, 7)), 0)
+
+
+@pytest.mark.parametrize("name", ["ParT", "MambaParT"])
+def test_known_networks_do_not_warn(data_config, caplog, name):
+    with caplog.at_level(logging.WARNING, "jetzoo"):
+        jetzoo.accelerate(build(name, data_config, **SMALL))
+    assert not caplog.records
+
+
+def stock_part(model, input_dim, num_classes):
+    """weaver-core's own network with the weights of ours."""
+    stock = StockParT(input_dim, num_classes, use_pre_activation_pair=False)
+    stock.load_state_dict(model.mod.state_dict())
+    return stock.eval()
+
+
+def test_full_size_against_weaver(data_config):
+    model = stir(build("ParT", data_config))
+    points, features, vectors, mask = make_jets((61, 40, 33, 18, 7, 1))
+    with torch.no_grad():
+        expected = stock_part(model, 7, 2)(features, vectors, mask)
+    logits = jetzoo.accelerate(model)(points, features, vectors, mask)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.real
+def test_real_jets_against_weaver(real_data):
+    data_config = DataConfig.load(ROOT / "data" / "JetClass" / "JetClass_kin.yaml")
+    model = stir(build("ParT", data_config))
+    data = np.load(real_data / "jetclass_tops_100.npz")
+    names = ("pf_points", "pf_features_kin", "pf_vectors", "pf_mask")
+    jets = [torch.from_numpy(data[name].astype("float32")) for name in names]
+    with torch.no_grad():
+        expected = stock_part(model, 7, 10)(*jets[1:])
+    torch.testing.assert_close(jetzoo.accelerate(model)(*jets), expected, atol=1e-4, rtol=0)
