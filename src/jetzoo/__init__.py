@@ -8,7 +8,7 @@ class UserError(Exception):
 
 
 # Loaded on first use, so that `import jetzoo` and `jetzoo -h` do not wait for torch.
-_EXPORTS = {"load": "jetzoo.zoo"}
+_EXPORTS = {"accelerate": "jetzoo.inference", "attention": "jetzoo.attention", "load": "jetzoo.zoo"}
 
 
 def __getattr__(name):

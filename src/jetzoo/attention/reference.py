@@ -42,4 +42,7 @@ def weights(q, k, bias=None, mask=None):
 
 def reference(q, k, v, *, bias=None, mask=None, dropout_p=0.0):
     """softmax(q.k / sqrt(d) + bias) v, see :func:`jetzoo.attention`."""
-    return F.dropout(weights(q, k, bias, mask), dropout_p) @ v
+    dtype = v.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        q, k, v = q.float(), k.float(), v.float()
+    return (F.dropout(weights(q, k, bias, mask), dropout_p) @ v).to(dtype)

@@ -1,0 +1,205 @@
+"""Timers that synchronise, memory, FLOPs, and the limits of the machine."""
+
+import platform
+import statistics
+import time
+from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+PACKAGES = ("torch", "weaver-core", "triton", "onnxruntime", "flash-attn", "mamba-ssm")
+
+
+def machine_stamp(device="cpu"):
+    """What a measurement was taken on; the columns that every benchmark's CSV repeats.
+
+    Parameters
+    ----------
+    device : str or torch.device
+
+    Returns
+    -------
+    dict of str
+        ``device`` (name of the processor or GPU), ``threads``, ``python`` and one entry per
+        package of ``PACKAGES`` that is installed.
+    """
+    device = torch.device(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    stamp = {
+        "device": name,
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+    }
+    for package in PACKAGES:
+        try:
+            stamp[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return stamp
+
+
+def _cpu_name():
+    try:
+        with open("/proc/cpuinfo") as info:
+            return next(line.split(": ")[1].strip() for line in info if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def synchronize(device):
+    """Wait until the device has done everything that was asked of it."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleaved(functions, repeats=5, warmup=1, device="cpu"):
+    """Time functions against each other, one call of each in turn.
+
+    Whatever else the machine does then slows all of them alike.
+
+    Parameters
+    ----------
+    functions : dict of str to callable
+        Called without arguments.
+    repeats, warmup : int
+        Timed and untimed calls of each.
+    device : str or torch.device
+        Synchronised before and after each call.
+
+    Returns
+    -------
+    dict of str to list of float
+        Seconds of the timed calls.
+    """
+    seconds = {name: [] for name in functions}
+    for turn in range(-warmup, repeats):
+        for name, function in functions.items():
+            synchronize(device)
+            start = time.perf_counter()
+            function()
+            synchronize(device)
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def median_and_spread(seconds):
+    """Median of timings, and their interquartile range over the median.
+
+    Parameters
+    ----------
+    seconds : sequence of float
+
+    Returns
+    -------
+    median : float
+        Seconds.
+    spread : float
+        0 for fewer than two timings.
+    """
+    median = statistics.median(seconds)
+    if len(seconds) < 2:
+        return median, 0.0
+    low, _, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return median, (high - low) / median
+
+
+def peak_memory(function, device="cpu"):
+    """Most bytes of tensors that a call holds at once, beyond what is held before it.
+
+    Parameters
+    ----------
+    function : callable
+        Called once, without arguments.
+    device : str or torch.device
+
+    Returns
+    -------
+    int
+        Bytes that PyTorch's allocator was asked for; the scratch space of libraries is not seen.
+    """
+    if torch.device(device).type == "cuda":
+        synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        function()
+        synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    # The resident memory of a process says little: the heap keeps what earlier calls freed.
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+        function()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(accumulate((nbytes for _, nbytes in changes), initial=0))
+
+
+def saved_bytes(function):
+    """Bytes that autograd keeps for the backward pass of a call, parameters not counted.
+
+    Parameters
+    ----------
+    function : callable
+        Called once, without arguments.
+
+    Returns
+    -------
+    int
+    """
+    storages = {}
+
+    def pack(tensor):
+        if not isinstance(tensor, torch.nn.Parameter):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = function()  # alive until the end, lest an address be used twice
+    del out
+    return sum(storages.values())
+
+
+def flops(function):
+    """Floating point operations of the matrix products of a call.
+
+    Parameters
+    ----------
+    function : callable
+        Called once, without arguments.
+
+    Returns
+    -------
+    int
+        A multiplication and an addition count as two.
+    """
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def machine_peak(device="cpu", dtype=torch.float32):
+    """What the machine can do: a large matrix product and a large copy, timed.
+
+    Parameters
+    ----------
+    device : str or torch.device
+    dtype : torch.dtype
+
+    Returns
+    -------
+    flops_per_second, bytes_per_second : float
+        The copy counts what is read and what is written.
+    """
+    size = 8192 if torch.device(device).type == "cuda" else 2048
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    big = torch.empty(2**26, device=device, dtype=torch.float32)
+    copy = torch.empty_like(big)
+    timings = interleaved(
+        {"product": lambda: a @ a, "copy": lambda: copy.copy_(big)}, repeats=7, device=device
+    )
+    return (
+        2 * size**3 / min(timings["product"]),
+        2 * big.nbytes / min(timings["copy"]),
+    )

@@ -1,0 +1,258 @@
+"""Every attention backend against the reference in float64."""
+
+import logging
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from jetzoo.attention import attention, check_backend, dispatch, flash
+from jetzoo.attention.reference import weights
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+HALF = torch.bfloat16 if DEVICE == "cuda" else torch.float16
+LENGTHS = [1, 7, 33, 61, 130]
+WITH_GRADIENT = ["reference", "sdpa", "jagged", "triton"] + (["flex"] if DEVICE == "cuda" else [])
+NUM_HEADS, HEAD_DIM = 2, 16
+
+
+def make(num_queries, num_keys, dtype, seed=0):
+    """Queries, keys, values and bias of three jets: full, half full and empty; and the mask."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator).to(DEVICE, dtype)
+
+    q = normal(3, NUM_HEADS, num_queries, HEAD_DIM)
+    k, v = normal(2, 3, NUM_HEADS, num_keys, HEAD_DIM)
+    bias = 2 * normal(3, NUM_HEADS, num_queries, num_keys)
+    counts = torch.tensor([num_keys, num_keys // 2, 0], device=DEVICE)
+    return (q, k, v, bias), torch.arange(num_keys, device=DEVICE) < counts[:, None]
+
+
+def torch_own(q, k, v, bias, mask):
+    if mask is not None:
+        floor = torch.finfo(q.dtype).min
+        keys = mask[:, None, None, :]
+        bias = (torch.zeros_like(q[:, :, :, :1]) if bias is None else bias).masked_fill(
+            ~keys, floor
+        )
+        v = v * (mask.any(1)[:, None, None, None])
+    return F.scaled_dot_product_attention(q, k, v, bias)
+
+
+def results(function, inputs, grad, mask, gradients=True):
+    """Output and gradients; rows of particles that do not exist are left out."""
+    inputs = [x if x is None else x.detach().requires_grad_(gradients) for x in inputs]
+    out = function(*inputs, mask)
+    found = [out * (grad != 0)]
+    if gradients:
+        found += torch.autograd.grad(out, [x for x in inputs if x is not None], grad)
+    return [x.detach().double() for x in found]
+
+
+def assert_as_good_as_torch(backend, inputs, mask, gradients):
+    grad = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1))
+    grad = grad.to(inputs[0])
+    if mask is not None and grad.shape[2] == mask.shape[1]:
+        grad = grad * mask[:, None, :, None]
+
+    def function(name):
+        return lambda q, k, v, bias, mask: attention(q, k, v, bias=bias, mask=mask, backend=name)
+
+    exact = [x if x is None else x.double() for x in inputs]
+    truth = results(function("reference"), exact, grad.double(), mask, gradients)
+    torchs = results(torch_own, inputs, grad, mask, gradients)
+    ours = results(function(backend), inputs, grad, mask, gradients)
+    eps = torch.finfo(inputs[0].dtype).eps
+    assert len(ours) == len(truth)
+    for x, theirs, true in zip(ours, torchs, truth, strict=True):
+        # With one key the gradients of q, k and bias are 0, which PyTorch meets exactly.
+        allowed = 2 * (theirs - true).norm() + 8 * eps
+        assert (x - true).norm() <= allowed
+        assert x[2].abs().max() == 0  # the jet without particles
+        assert torch.isfinite(x).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("backend", WITH_GRADIENT)
+def test_self_attention(backend, length, dtype):
+    inputs, mask = make(length, length, dtype)
+    assert_as_good_as_torch(backend, inputs, mask, gradients=True)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize(("num_queries", "num_keys"), [(1, 34), (70, 5), (20, 131)])
+@pytest.mark.parametrize("backend", WITH_GRADIENT)
+def test_queries_are_not_the_keys(backend, num_queries, num_keys, with_bias):
+    (*qkv, bias), mask = make(num_queries, num_keys, torch.float32)
+    assert_as_good_as_torch(backend, (*qkv, bias if with_bias else None), mask, gradients=True)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_forward(length):
+    inputs, mask = make(length, length, torch.float32)
+    assert_as_good_as_torch("flex", inputs, mask, gradients=False)
+
+
+@pytest.mark.parametrize("backend", WITH_GRADIENT)
+def test_without_mask(backend):
+    inputs, _ = make(33, 33, torch.float32)
+    out = attention(*inputs[:3], bias=inputs[3], backend=backend)
+    torch.testing.assert_close(out, torch_own(*inputs, None), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["jagged", "triton"])
+def test_mask_need_not_be_a_prefix(backend):
+    (q, k, v, bias), _ = make(5, 40, torch.float32)
+    mask = torch.rand(3, 40, generator=torch.Generator().manual_seed(2)).to(DEVICE) < 0.5
+    expected = attention(q, k, v, bias=bias, mask=mask, backend="reference")
+    found = attention(q, k, v, bias=bias, mask=mask, backend=backend)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_triton_takes_any_head_width_and_layout():
+    torch.manual_seed(3)
+    tokens = torch.randn(2, 19, 3 * 3 * 20, device=DEVICE)  # three heads of width 20
+    q, k, v = (x.unflatten(-1, (3, 20)).transpose(1, 2) for x in tokens.chunk(3, -1))
+    bias = torch.randn(3, 2, 19, 19, device=DEVICE).transpose(0, 1)
+    expected = attention(q, k, v, bias=bias, backend="reference")
+    found = attention(q, k, v, bias=bias, backend="triton")
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["jagged", "triton"])
+def test_padding_gets_zeros(backend):
+    inputs, mask = make(130, 130, torch.float32)
+    q, k, v, bias = (x.requires_grad_() for x in inputs)
+    out = attention(q, k, v, bias=bias, mask=mask, backend=backend)
+    grads = torch.autograd.grad(out, (q, k, v, bias), torch.ones_like(out) * mask[:, None, :, None])
+    for x in (out, *grads[:3]):
+        assert (x[1, :, 65:] == 0).all() and x[1, :, :65].abs().amin((0, 2)).min() > 0
+    assert (grads[3][1, :, 65:] == 0).all() and (grads[3][1, :, :, 65:] == 0).all()
+
+
+@pytest.mark.parametrize("backend", ["jagged", "triton"])
+def test_dropout(backend):
+    """Linear in v, so weights can be read off; what is dropped is the same in both passes."""
+    (q, k, _, bias), _ = make(40, 16, torch.float32)
+    v = torch.eye(16, device=DEVICE).expand(3, NUM_HEADS, 16, 16).clone().requires_grad_()
+    bias.requires_grad_()
+    torch.manual_seed(4)
+    dropped = attention(q, k, v, bias=bias, dropout_p=0.25, backend=backend)
+    exact = weights(q, k, bias)
+    kept = dropped != 0
+    assert 0.70 < kept.float().mean() < 0.80
+    torch.testing.assert_close(dropped, exact * kept / 0.75, rtol=1e-5, atol=1e-6)
+    grad = torch.randn_like(dropped)
+    found = torch.autograd.grad(dropped, (v, bias), grad)
+    expected = torch.autograd.grad(exact * kept / 0.75 @ v, (v, bias), grad)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    again = attention(q, k, v, bias=bias, dropout_p=0.25, backend=backend)
+    assert not torch.equal(dropped, again)
+
+
+def test_triton_operator_is_well_defined():
+    """Fake tensors, strides and autograd registration, as torch.compile needs them."""
+    from jetzoo.attention import triton_kernel
+
+    (q, k, v, bias), mask = make(9, 9, torch.float32)
+    q.requires_grad_()
+    torch.library.opcheck(triton_kernel._attention, (q, k, v, bias, mask, None, 0.0))
+
+
+def test_flash_attn_removes_the_padding(monkeypatch):
+    """The package itself needs a GPU: a plain stand-in checks what it is handed."""
+
+    def varlen(q, k, v, first_q, first_k, longest_q, longest_k, dropout_p):
+        assert first_q.dtype == first_k.dtype == torch.int32 and dropout_p == 0.25
+        assert len(k) == first_k[-1] and max(first_k.diff()) <= longest_k
+        out = [
+            attention(
+                *(x[a:b].transpose(0, 1)[None] for x, a, b in ((q, *qs), (k, *ks), (v, *ks))),
+                backend="reference",
+            )[0].transpose(0, 1)
+            for qs, ks in zip(pairwise(first_q), pairwise(first_k), strict=True)
+        ]
+        return torch.cat(out)
+
+    def pairwise(first):
+        return list(zip(first[:-1].tolist(), first[1:].tolist(), strict=True))
+
+    def plain(q, k, v, dropout_p):
+        return attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+    package = SimpleNamespace(flash_attn_varlen_func=varlen, flash_attn_func=plain)
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    monkeypatch.setattr(flash, "DEVICES", (DEVICE,))
+    (q, k, v, _), mask = make(21, 21, torch.float16)
+    found = attention(q, k, v, mask=mask, dropout_p=0.25, backend="flash_attn")
+    expected = attention(q, k, v, mask=mask, backend="reference")
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
+    found = attention(q, k, v, backend="flash_attn")
+    torch.testing.assert_close(found, attention(q, k, v, backend="reference"), rtol=1e-2, atol=1e-3)
+
+
+def test_errors_say_what_to_do(monkeypatch):
+    (q, k, v, bias), _ = make(4, 4, torch.float32)
+    with pytest.raises(ValueError, match="unknown attention backend 'flesh'.*triton, flash_attn"):
+        attention(q, k, v, backend="flesh")
+    with pytest.raises(ValueError, match="takes no bias"):
+        attention(q, k, v, bias=bias, backend="flash_attn")
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    with pytest.raises(ValueError, match=r"pip install jetzoo\[gpu\]"):
+        attention(q, k, v, backend="flash_attn")
+    with pytest.raises(ValueError, match="no dropout"):
+        attention(q, k, v, dropout_p=0.1, backend="flex")
+    with pytest.raises(ValueError, match="float64"):
+        attention(*(x.double() for x in (q, k, v)), backend="triton")
+    with pytest.raises(ValueError, match="no pair bias"):
+        check_backend("flash_attn", bias=True)
+    if DEVICE == "cpu":
+        with pytest.raises(ValueError, match="no gradients on the CPU"):
+            attention(q.requires_grad_(), k, v, backend="flex")
+
+
+def test_auto_logs_its_choice_once(caplog):
+    dispatch._log_choice.cache_clear()
+    (q, k, v, _), _ = make(4, 4, torch.float32)
+    with caplog.at_level(logging.INFO, logger="jetzoo"):
+        for _ in range(3):
+            attention(q, k, v)
+    (record,) = caplog.records
+    assert record.getMessage() == f"attention on {DEVICE}: {dispatch.choose_backend(q, k)}"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "import jetzoo; first = jetzoo.attention; second = jetzoo.attention",
+        "import jetzoo; import jetzoo.attention; first = second = jetzoo.attention",
+        "from jetzoo import attention as first; import jetzoo.layers; second = jetzoo.attention",
+    ],
+)
+def test_package_and_function_share_a_name(lines):
+    check = (
+        "import torch; x = torch.ones(1, 1, 2, 4); assert (first(x, x, x) == second(x, x, x)).all()"
+    )
+    subprocess.run([sys.executable, "-c", f"{lines}; {check}"], check=True)
+
+
+def test_auto_takes_the_backend_that_was_measured():
+    if DEVICE == "cpu":
+        for length, dropout_p, expected in [(16, 0.1, "sdpa"), (64, 0.1, "jagged")]:
+            (q, k, _, bias), _ = make(length, length, torch.float32)
+            assert dispatch.choose_backend(q, k, bias, dropout_p) == expected
+        assert dispatch.choose_backend(q, k) == "sdpa"
+        assert dispatch.choose_backend(q[:, :, :1], k, bias[:, :, :1], 0.1) == "sdpa"
+
+
+def test_light_import():
+    """The command line must not wait for torch."""
+    check = "import jetzoo, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", check], check=True)
