@@ -19,7 +19,7 @@ lint: .venv/.installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "jetzoo needs Python 3.11 or newer; try: make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[simulate,export,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[simulate,interpret,export,test]'
 	@touch $@
 
 clean:

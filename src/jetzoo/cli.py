@@ -38,14 +38,89 @@ def run_evaluate(args):
 
 
 def add_predict(parser):
-    parser.add_argument("network", help="name of a file in networks/, such as ParT, or a path")
+    _add_tagger(parser)
     parser.add_argument("files", nargs="+", metavar="FILE", help="jets, .root or .parquet")
+    parser.add_argument("--output", required=True, metavar="FILE", help=".root or .parquet")
+    parser.add_argument("--batch-size", type=positive_integer, default=512, metavar="N")
+    parser.add_argument("--fast", action="store_true", help="the fast engine: the same scores")
+
+
+def run_predict(args):
+    from jetzoo import tables, zoo
+
+    tables.check_format(args.output)
+    tagger = _load(args, **({"fast": True} if args.fast else {}))
+    if not zoo.predict_files(tagger, args.files, args.output, args.batch_size):
+        print("note: The files have no labels; only scores were written.")
+    print(f"wrote {args.output}")
+
+
+def add_attention(parser):
+    _add_tagger(parser)
+    parser.add_argument(
+        "--data", nargs="+", required=True, metavar="FILE", help="jets, .root or .parquet"
+    )
+    parser.add_argument(
+        "--jets",
+        type=jet_selection,
+        metavar="N|I,J,...",
+        help="the first N jets (default: all), or the jets with these indices, each of which is "
+        "drawn; '7,' is jet 7 alone",
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="default: the folder attention beside the checkpoint"
+    )
+    parser.add_argument(
+        "--ablate", action="store_true", help="measure what is lost without some of the attention"
+    )
+    parser.add_argument(
+        "--subjets", type=int, choices=(2, 3), help="default: 3 for t -> bqq', 2 for the others"
+    )
+    parser.add_argument("--batch-size", type=positive_integer, default=64, metavar="N")
+
+
+def run_attention(args):
+    from rich.console import Console
+
+    from jetzoo import interpret, tables
+
+    folder = Path(args.out or Path(args.checkpoint).parent / "attention").absolute()
+    tagger = _load(args)
+    # The folder is made when there is something to put there; that it can be is known before.
+    tables.writable_folder(next(path for path in (folder, *folder.parents) if path.exists()))
+    report = interpret.explain(
+        tagger,
+        args.network,
+        args.data,
+        jets=args.jets,
+        with_ablations=args.ablate,
+        batch_size=args.batch_size,
+        num_subjets=args.subjets,
+        **_network_options(args),
+    )
+    report.write(folder)
+    Console().print(*report.tables())
+    for note in report.notes:
+        print(f"note: {note}")
+    print(f"wrote {folder / 'index.html'}, and figures and tables beside it")
+
+
+def jet_selection(text):
+    """``1000`` to an int, ``3,17`` to a list."""
+    if "," not in text:
+        return positive_integer(text)
+    indices = [int(index) for index in text.split(",") if index.strip()]
+    if not indices:
+        raise ValueError
+    return list(dict.fromkeys(indices))
+
+
+def _add_tagger(parser):
+    parser.add_argument("network", help="name of a file in networks/, such as ParT, or a path")
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="weaver's state dict")
     parser.add_argument(
         "--data-config", required=True, metavar="YAML", help="path, or e.g. QuarkGluon/qg_kin"
     )
-    parser.add_argument("--output", required=True, metavar="FILE", help=".root or .parquet")
-    parser.add_argument("--batch-size", type=positive_integer, default=512, metavar="N")
     parser.add_argument("--device", help="default: the GPU if there is one")
     parser.add_argument(
         "--network-option",
@@ -57,15 +132,15 @@ def add_predict(parser):
     )
 
 
-def run_predict(args):
-    from jetzoo import tables, zoo
+def _load(args, **options):
+    from jetzoo import zoo
 
-    tables.check_format(args.output)
-    options = {key: _literal(key, value) for key, value in args.network_option}
-    tagger = zoo.load(args.network, args.checkpoint, args.data_config, args.device, **options)
-    if not zoo.predict_files(tagger, args.files, args.output, args.batch_size):
-        print("note: The files have no labels; only scores were written.")
-    print(f"wrote {args.output}")
+    options = _network_options(args) | options
+    return zoo.load(args.network, args.checkpoint, args.data_config, args.device, **options)
+
+
+def _network_options(args):
+    return {key: _literal(key, value) for key, value in args.network_option}
 
 
 def positive_integer(text):
@@ -89,6 +164,7 @@ def _literal(key, text):
 COMMANDS = (
     ("evaluate", "accuracy, AUC, rejections and ROC of predictions", add_evaluate, run_evaluate),
     ("predict", "scores of a trained network on files of jets", add_predict, run_predict),
+    ("attention", "what a trained network looks at", add_attention, run_attention),
 )
 
 

@@ -1,0 +1,40 @@
+"""What the attention of a trained network looks at: recorder, measures, ablations, figures.
+
+Examples
+--------
+>>> tagger = jetzoo.load("ParT", "net_best_epoch_state.pt", "QuarkGluon/qg_kin")
+>>> report = interpret.explain(tagger, "ParT", ["test.parquet"], jets=1000)
+>>> report.write("attention")
+
+>>> with interpret.record(tagger.model) as records:
+...     tagger.predict(jets)
+>>> interpret.measures.effective_number(records[0].weights)  # (B, H, n)
+"""
+
+from . import counterparts, figures, measures
+from .ablation import Ablation, ablate, ablations, smallest_k
+from .recorder import Record, record, replaced
+from .report import Report, explain
+from .sample import Batch, batches, read_jets
+from .streaming import Study, look, study
+
+__all__ = [
+    "Ablation",
+    "Batch",
+    "Record",
+    "Report",
+    "Study",
+    "ablate",
+    "ablations",
+    "batches",
+    "counterparts",
+    "explain",
+    "figures",
+    "look",
+    "measures",
+    "read_jets",
+    "record",
+    "replaced",
+    "smallest_k",
+    "study",
+]
