@@ -280,3 +280,5 @@ def get_model(data_config, **kwargs):
 
 
 get_loss = zoo.loss
+get_train_fn = zoo.get_train_fn
+get_evaluate_fn = zoo.get_evaluate_fn

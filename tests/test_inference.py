@@ -1,7 +1,10 @@
 """The fast engine: the same answers as the network it was made from."""
 
+import argparse
 import logging
 
+import awkward as ak
+import handmade
 import numpy as np
 import pytest
 import torch
@@ -9,16 +12,13 @@ from conftest import ROOT
 from test_contracts import build, make_jets, repad
 from weaver.nn.model.ParticleTransformer import ParticleTransformer as StockParT
 from weaver.utils.data.config import DataConfig
+from weaver.utils.dataset import SimpleIterDataset
 
 import jetzoo
-from jetzoo import inference
+from jetzoo import cli, inference, zoo
 
-SMALL = {
-    "embed_dims": (32, 64, 32),
-    "pair_embed_dims": (16, 16),
-    "num_heads": 4,
-    "num_layers": 2,
-}
+UNBIASED = {"embed_dims": (32, 64, 32), "num_heads": 4, "num_layers": 2}
+SMALL = {**UNBIASED, "pair_embed_dims": (16, 16)}
 NETWORKS = {
     "ParT": SMALL,
     "ParT without bias": {**SMALL, "pair_bias": False},
@@ -27,8 +27,8 @@ NETWORKS = {
     "ParT-FineTune": SMALL,
     "LinformerParT": SMALL,
     "LinformerParT with bias": {**SMALL, "pair_bias": "projected"},
-    "ReformerParT": SMALL,
-    "MambaParT": SMALL,
+    "ReformerParT": UNBIASED,
+    "MambaParT": UNBIASED,
     "PFN": {},
     "PN": {"conv_params": ((8, (16, 16)), (8, (24, 24)))},
     "PN-FineTune": {"conv_params": ((8, (16, 16)), (8, (24, 24)))},
@@ -163,7 +163,7 @@ def test_unknown_networks_run_as_they_are(data_config, caplog):
 @pytest.mark.parametrize("name", ["ParT", "MambaParT"])
 def test_known_networks_do_not_warn(data_config, caplog, name):
     with caplog.at_level(logging.WARNING, "jetzoo"):
-        jetzoo.accelerate(build(name, data_config, **SMALL))
+        jetzoo.accelerate(build(name, data_config, **UNBIASED))
     assert not caplog.records
 
 
@@ -193,3 +193,59 @@ def test_real_jets_against_weaver(real_data):
     with torch.no_grad():
         expected = stock_part(model, 7, 10)(*jets[1:])
     torch.testing.assert_close(jetzoo.accelerate(model)(*jets), expected, atol=1e-4, rtol=0)
+
+
+@pytest.fixture
+def sample(tmp_path):
+    """Jets, a data config and weights, as files."""
+    handmade.write_parquet(
+        tmp_path / "jets.parquet", (12, 3, 25, 0, 40, 7), np.random.default_rng(4)
+    )
+    config = ROOT / "data" / "QuarkGluon" / "qg_kin.yaml"
+    model = stir(build("ParT", DataConfig.load(config), **SMALL))
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    return tmp_path
+
+
+def test_weaver_predicts_with_it(sample, caplog):
+    dataset = SimpleIterDataset(
+        {"": [str(sample / "jets.parquet")]},
+        str(ROOT / "data" / "QuarkGluon" / "qg_kin.yaml"),
+        for_training=False,
+        fetch_by_files=True,
+        fetch_step=1,
+    )
+    network = zoo.network_module("ParT")
+    options = {**SMALL, "fast": True}
+    model, _ = network.get_model(dataset.config, **options)
+    model.load_state_dict(torch.load(sample / "weights.pt"))
+    seen = []
+    model.register_forward_hook(lambda *args: seen.append(args))
+    scores = []
+    for fast in (False, True):
+        evaluate = network.get_evaluate_fn(dataset.config, **{**options, "fast": fast})
+        arguments = {"args": argparse.Namespace(use_amp=False, amp_dtype="bf16")}
+        loader = torch.utils.data.DataLoader(dataset, batch_size=4)
+        scores.append(
+            evaluate(
+                model, loader, "cpu", None, for_training=False, tb_helper=None, extra_args=arguments
+            )[1]
+        )
+        assert len(seen) == 2  # batches of the plain network
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)
+
+
+def test_command_line(sample, capsys):
+    command = [
+        "predict",
+        "ParT",
+        str(sample / "jets.parquet"),
+        f"--checkpoint={sample / 'weights.pt'}",
+        "--data-config=QuarkGluon/qg_kin",
+    ]
+    for name, value in SMALL.items():
+        command += ["--network-option", name, repr(value)]
+    for name, fast in (("plain", []), ("fast", ["--fast"])):
+        assert cli.main([*command, f"--output={sample / name}.parquet", *fast]) == 0
+    plain, fast = (ak.from_parquet(sample / f"{name}.parquet") for name in ("plain", "fast"))
+    np.testing.assert_allclose(fast.scores.to_numpy(), plain.scores.to_numpy(), atol=1e-5)
