@@ -39,12 +39,13 @@ class LinformerAttention(LinformerSelfAttention):
         A bias (B, H, n, n) of the pairs is projected to the slots as the keys are.
         """
         padding = ~layout.mask  # (B, n)
+        proj_k, proj_v = (p[: layout.mask.shape[1]] for p in (self.proj_k, self.proj_v))
         q, k, v = (layout.pad(project(x)) for project in (self.to_q, self.to_k, self.to_v))
-        k = self.to_slots(k.masked_fill(padding[..., None], 0), self.proj_k)  # (B, k, D)
-        v = self.to_slots(v.masked_fill(padding[..., None], 0), self.proj_v)
+        k = self.to_slots(k.masked_fill(padding[..., None], 0), proj_k)  # (B, k, D)
+        v = self.to_slots(v.masked_fill(padding[..., None], 0), proj_v)
         if bias is not None:
             bias = bias.masked_fill(padding[:, None, None, :], 0).transpose(-2, -1)
-            bias = self.to_slots(bias, self.proj_k).transpose(-2, -1)  # (B, H, n, k)
+            bias = self.to_slots(bias, proj_k).transpose(-2, -1)  # (B, H, n, k)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         out = attention(
             q,
@@ -58,8 +59,8 @@ class LinformerAttention(LinformerSelfAttention):
 
     def to_slots(self, rows, projection):
         """(..., n, D), zero in the padding, to (..., k, D)."""
-        # One of the two slices does nothing; n is unknown when the graph is exported.
-        return projection[: rows.shape[-2]].t() @ rows[..., : self.seq_len, :]
+        # `projection` has min(n, seq_len) rows.
+        return projection.t() @ rows[..., : self.seq_len, :]
 
 
 class LinformerParT(ParticleTransformer):

@@ -10,6 +10,12 @@ from weaver.utils.data.config import DataConfig
 from jetzoo import zoo
 
 NETWORKS = sorted(path.stem for path in (ROOT / "networks").glob("*.py"))
+# Options that change what is computed; they promise the same.
+VARIANTS = {
+    "ParT plain": {"pair_bias": False},
+    "LinformerParT projected": {"pair_bias": "projected"},
+    "MambaParT bidirectional": {"bidirectional": True},
+}
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*legacy.*")
 
@@ -22,7 +28,8 @@ def data_config():
 def build(name, data_config, **options):
     """A network with the sizes it is published with, and weights that do not hide mistakes."""
     torch.manual_seed(1)
-    model, _ = zoo.network_module(name).get_model(data_config, **options)
+    options = {**VARIANTS.get(name, {}), **options}
+    model, _ = zoo.network_module(name.split()[0]).get_model(data_config, **options)
     for module in model.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.running_mean.uniform_(-0.3, 0.3)
@@ -65,7 +72,7 @@ def assert_same(actual, expected, tolerance=1e-5):
     torch.testing.assert_close(actual, expected, atol=tolerance, rtol=1e-5)
 
 
-@pytest.fixture(params=NETWORKS, scope="module")
+@pytest.fixture(params=[*NETWORKS, *VARIANTS], scope="module")
 def name(request):
     return request.param
 
@@ -225,7 +232,7 @@ def test_unknown_option_is_an_error(name, data_config):
 
 
 def test_network_file_defines_what_weaver_asks_for(name, data_config):
-    module = zoo.network_module(name)
+    module = zoo.network_module(name.split()[0])
     _, info = module.get_model(data_config)
     assert info["input_names"] == ["pf_points", "pf_features", "pf_vectors", "pf_mask"]
     assert info["input_shapes"]["pf_features"] == (1, 7, 128)

@@ -463,7 +463,7 @@ class ParticleTransformer(nn.Module):
             out = self.fc(out)
             if self.for_inference:
                 out = out.softmax(1)
-        return zoo.keep_inputs(out, points)
+        return zoo.keep_inputs(out, points, lorentz_vectors)
 
 
 class JetClassifier(nn.Module):
