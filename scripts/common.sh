@@ -29,7 +29,7 @@ models=(
 # crumbs. 200 MB of JetClass files are about 2 GB of padded inputs.
 small=200000000
 
-demo_epochs=3 demo_samples=3840 demo_samples_val=768 demo_batch=64
+demo_epochs=3 demo_samples=3200 demo_samples_val=768 demo_batch=64
 
 usage() {
     local script=./train_$dataset.sh

@@ -237,7 +237,7 @@ def test_options_of_weaver_override(dry_run, published):
 def test_demo(dry_run):
     for dataset, model in itertools.product(FEATURES, ("ParT", "PFN")):
         _, args = dry_run(dataset, model, "--demo")
-        assert (args.num_epochs, args.samples_per_epoch, args.batch_size) == (3, 3840, 64)
+        assert (args.num_epochs, args.samples_per_epoch, args.batch_size) == (3, 3200, 64)
         assert args.start_lr == LEARNING_RATE[model]
         assert not args.demo  # weaver's own option of that name does something else
     _, args = dry_run("QuarkGluon", "--demo", "--num-epochs", "1")
