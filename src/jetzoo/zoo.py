@@ -29,7 +29,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 WEAVER_OPTIONS = ("use_amp", "compile_model", "for_inference", "fast")
 
 
-def build(network, data_config, **options):
+def build(network, data_config, seed=None, **options):
     """Construct a network for a weaver data config.
 
     Parameters
@@ -38,6 +38,9 @@ def build(network, data_config, **options):
         Class with the constructor ``(input_dim, num_classes, *, for_inference=False, ...)``.
     data_config : weaver.utils.data.config.DataConfig
         Gives the number of input features and of classes.
+    seed : int, optional
+        ``--network-option seed 1``: of the initial weights and of everything random that weaver
+        does afterwards (order of the jets, dropout). PyTorch's default is a fixed seed, too.
     **options
         Keyword arguments of the constructor, as weaver's ``--network-option`` passes them.
 
@@ -59,9 +62,12 @@ def build(network, data_config, **options):
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise ValueError(
                 f"{network.__name__} has no option {name!r}; {hint}"
-                f"its options are: {', '.join(sorted(accepted))}"
+                f"its options are: {', '.join(sorted([*accepted, 'seed']))}"
             )
     _register(network)
+    if seed is not None:
+        torch.manual_seed(seed)  # weaver's loader draws the seeds of its processes from it
+        np.random.seed(seed)  # noqa: NPY002 - what weaver shuffles with in the main process
     model = network(
         input_dim=len(data_config.input_dicts["pf_features"]),
         num_classes=len(data_config.label_value),

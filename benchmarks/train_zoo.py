@@ -1,0 +1,303 @@
+"""Train the networks of the zoo on a data set, one after the other, all with the same budget.
+
+    python benchmarks/train_zoo.py quarkgluon-kin
+    python benchmarks/train_zoo.py quarkgluon-kin --only ParT PN --seeds 1 2 3 --epochs 20
+    python benchmarks/train_zoo.py jetclass-full quarkgluon-kinpid --dry-run
+
+A run is one call of a train script, which takes its jets from where it always does
+(``DATADIR_QuarkGluon`` ...). Its weights of the best epoch, metrics, predictions and log are copied
+to ``training/zoo/SET/MODEL-seedN/``; a run that is there is not done again. The default budgets are
+what two CPU cores manage in hours, a small part of the published trainings.
+"""
+
+import argparse
+import glob
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from jetzoo import UserError, profiling, tables, zoo
+
+ROOT = zoo.REPOSITORY
+OUT = ROOT / "training" / "zoo"
+
+MODELS = ("ParT", "LinformerParT", "ReformerParT", "MambaParT", "PN", "PFN", "PCNN")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every model of a set gets, in jets; the rate falls in the last 30% of the epochs."""
+
+    epochs: int = 10
+    samples: int = 8_000
+    samples_val: int = 2_048
+    batch_size: int = 128
+
+
+@dataclass(frozen=True)
+class Set:
+    """Trainings that belong into one table: the same jets, features and budget.
+
+    Attributes
+    ----------
+    dataset, features : str
+        As the train scripts take them.
+    models : tuple of str
+        In the order in which they are trained.
+    repeated : tuple of str
+        Models that are trained with the seeds 1, 2 and 3 instead of 1 alone.
+    budget : Budget
+    """
+
+    dataset: str
+    features: str
+    models: tuple = MODELS
+    repeated: tuple = ()
+    budget: Budget = Budget()
+
+
+JETCLASS_ORDER = ("ParT", "LinformerParT", "PN", "PFN", "ReformerParT", "MambaParT", "PCNN")
+FINE_TUNING = ("ParT-FineTune", "PN-FineTune")
+SETS = {
+    "quarkgluon-kin": Set("QuarkGluon", "kin", repeated=("ParT", "PN")),
+    "jetclass-full": Set("JetClass", "full", JETCLASS_ORDER),
+    "toplandscape-kin": Set("TopLandscape", "kin"),
+    "quarkgluon-kinpid": Set("QuarkGluon", "kinpid"),
+    # The weights that fine-tuning starts from, after `jetzoo models --add`.
+    "jetclass-kin": Set("JetClass", "kin", ("ParT", "PN")),
+    "quarkgluon-finetune": Set("QuarkGluon", "kin", FINE_TUNING),
+    "toplandscape-finetune": Set("TopLandscape", "kin", FINE_TUNING),
+}
+
+# The scripts' rates are for batches of 4096 there.
+LEARNING_RATES = {"PFN": "2e-3", "PCNN": "2e-3"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a set."""
+
+    name: str
+    model: str
+    seed: int
+    budget: Budget
+
+    @property
+    def of(self):
+        return SETS[self.name]
+
+    def folder(self, out):
+        return Path(out) / self.name / f"{self.model}-seed{self.seed}"
+
+    def command(self):
+        """The call of the train script, from the root of the repository."""
+        budget, lr = self.budget, LEARNING_RATES.get(self.model)
+        return [
+            f"./train_{self.of.dataset}.sh",
+            self.model,
+            self.of.features,
+            *("--num-epochs", str(budget.epochs)),
+            *("--samples-per-epoch", str(budget.samples)),
+            *("--samples-per-epoch-val", str(budget.samples_val)),
+            *("--batch-size", str(budget.batch_size)),
+            *(("--start-lr", lr) if lr else ()),
+            *("--network-option", "seed", str(self.seed)),
+            *("--network-option", "fast", "True"),  # the same test scores, sooner
+        ]
+
+
+def plan(name, only=None, seeds=None, **changes):
+    """The runs of a set: seed 1 of all models first, so that a table is there early.
+
+    Parameters
+    ----------
+    name : str
+        Key of ``SETS``.
+    only : sequence of str, optional
+        Models; all of the set by default.
+    seeds : sequence of int, optional
+        For every model; by default 1, and 1, 2 and 3 for those that the set repeats.
+    **changes
+        Of the budget; None leaves it as it is.
+
+    Returns
+    -------
+    list of Run
+
+    Raises
+    ------
+    UserError
+        If the set does not have a model.
+    """
+    chosen = SETS[name]
+    for model in only or ():
+        if model not in chosen.models:
+            raise UserError(f"{name} has no {model}; its models are {', '.join(chosen.models)}.")
+    budget = replace(chosen.budget, **{k: v for k, v in changes.items() if v is not None})
+    return [
+        Run(name, model, seed, budget)
+        for seed in seeds or (1, 2, 3)
+        for model in only or chosen.models
+        if seeds or seed == 1 or model in chosen.repeated
+    ]
+
+
+def finished(run, out):
+    """Whether the run is there; one of another budget is an error, not an answer."""
+    path = run.folder(out) / "run.json"
+    if not path.exists():
+        return False
+    record = json.loads(path.read_text())
+    if record["budget"] != asdict(run.budget):
+        raise UserError(
+            f"{path.parent} was trained with another budget, {record['budget']}: "
+            "take another --out, or remove it."
+        )
+    return True
+
+
+def train(run, out, bar):
+    """Call the train script and collect what it wrote.
+
+    Parameters
+    ----------
+    run : Run
+    out : Path
+    bar : tqdm.tqdm
+        Advanced by one for each epoch.
+
+    Raises
+    ------
+    UserError
+        If the training fails; the message ends with the last lines that it printed.
+    """
+    comment = f"_{run.name}-{run.model}-seed{run.seed}-{os.getpid()}"
+    bar.set_description(f"{run.name} {run.model} seed {run.seed}")
+    start, last = time.monotonic(), deque(maxlen=8)
+    process = subprocess.Popen(
+        run.command(),
+        cwd=ROOT,
+        env=os.environ | {"COMMENT": comment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,  # the \r of progress bars end a line, too
+        errors="replace",
+    )
+    try:
+        for line in process.stdout:
+            if metric := re.search(r"Current validation metric: (\S+)", line):
+                bar.set_postfix_str(f"validation accuracy {metric[1]}")
+                bar.update()
+            elif line.strip() and "it/s" not in line and "s/it" not in line:
+                last.append(line.rstrip())
+    finally:
+        process.terminate()
+        process.wait()
+    seconds = time.monotonic() - start
+    pattern = ROOT / "training" / run.of.dataset / run.model / run.of.features / f"*{comment}*"
+    found = glob.glob(str(pattern))
+    if process.returncode or not found:
+        raise UserError(f"{shlex.join(run.command())} failed:\n" + "\n".join(last))
+    collect(run, Path(found[0]), run.folder(out), seconds)
+
+
+def collect(run, source, target, seconds):
+    """Copy the results of a training, the record last: with it the run counts as finished."""
+    predictions = sorted((source / "predict_output").glob("pred*.root"))
+    files = {"net.pt": source / "net_best_epoch_state.pt", "train.log": source / "train.log"}
+    files["metrics.json"] = source / "predict_output" / "metrics.json"
+    files |= {path.name: path for path in predictions}
+    tables.writable_folder(target)
+    for name, path in files.items():
+        if not path.is_file():
+            raise UserError(f"{shlex.join(run.command())} left no {path}.")
+        shutil.copyfile(path, target / name)
+    record = {
+        "set": run.name,
+        "dataset": run.of.dataset,
+        "features": run.of.features,
+        "model": run.model,
+        "seed": run.seed,
+        "budget": asdict(run.budget),
+        "command": shlex.join(run.command()),
+        "jets": count_jets(source / "train.log"),
+        "seconds": round(seconds),
+        "sha256": hashlib.sha256((target / "net.pt").read_bytes()).hexdigest(),
+        "machine": profiling.machine_stamp(),
+    }
+    with tables.atomic(target / "run.json") as partial:
+        partial.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def count_jets(log):
+    """Jets of the training, validation and test files that a training read, by its log."""
+    arguments = dict(re.findall(r"^ - \('(data_\w+)', (\[.*\])\)$", log.read_text(), re.MULTILINE))
+    counts = {}
+    for split in ("train", "val", "test"):
+        patterns = json.loads(arguments[f"data_{split}"].replace("'", '"'))
+        files = [f for p in patterns for f in glob.glob(p.rpartition(":")[2])]
+        counts[split] = sum(tables.describe(file)[1] for file in files)
+    return counts
+
+
+def parse_arguments(argv):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("sets", nargs="+", choices=SETS, metavar="SET", help=", ".join(SETS))
+    add("--only", nargs="+", metavar="MODEL", help="default: all models of the set")
+    add("--seeds", nargs="+", type=int, metavar="N", help="default: 1; 1 2 3 for two models")
+    add("--epochs", type=int, metavar="N")
+    add("--samples", type=int, metavar="N", help="jets per epoch")
+    add("--samples-val", type=int, metavar="N", help="validation jets per epoch")
+    add("--batch-size", type=int, metavar="N")
+    add("--out", type=Path, default=OUT, metavar="DIR", help="default: training/zoo")
+    add("--dry-run", action="store_true", help="print the commands that are left to do")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
+    changes = {k: getattr(args, k) for k in ("epochs", "samples", "samples_val", "batch_size")}
+    failures = []
+    try:
+        runs = [r for name in args.sets for r in plan(name, args.only, args.seeds, **changes)]
+        left = [run for run in runs if not finished(run, args.out)]
+        if args.dry_run:
+            print(*(shlex.join(run.command()) for run in left), sep="\n")
+            return 0
+        tables.writable_folder(args.out)
+        with tqdm(total=sum(run.budget.epochs for run in left), unit="epoch") as bar:
+            for run in left:
+                try:
+                    train(run, args.out, bar)
+                    metrics = json.loads((run.folder(args.out) / "metrics.json").read_text())
+                    bar.write(
+                        f"{run.name} {run.model} seed {run.seed}: accuracy "
+                        f"{metrics['accuracy']:.4f}, AUC {metrics['auc']:.4f}"
+                    )
+                except UserError as error:  # the others may work
+                    failures.append(run)
+                    bar.write(str(error), file=sys.stderr)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if failures:
+        print(f"{len(failures)} of {len(left)} runs failed.", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
