@@ -1,16 +1,14 @@
 """Everything about the attention of one network, written to a folder and to one page."""
 
-import base64
-import csv
 import html
-import io
 import json
 from dataclasses import dataclass
 
-import matplotlib as mpl
 import numpy as np
 
-from jetzoo import UserError, evaluate, tables
+from jetzoo import UserError
+from jetzoo import page as pages
+from jetzoo.page import Panel
 
 from . import figures
 from .ablation import AUC_LOSS, TOP, ablate, ablation_rows, smallest_k
@@ -18,8 +16,6 @@ from .counterparts import implied_attention, shared_buckets, slot_projections
 from .recorder import modules_named, transformer
 from .sample import TYPES, read_jets, typical
 from .streaming import RATIO_EDGES, WEIGHT_BINS, Study, initial, study
-
-DPI = 130
 
 MEASURES = {
     "non_binary": "rows with a largest weight below 0.8",
@@ -41,16 +37,6 @@ SHARES = ("non_binary", "argmax_moved", "particles_moved", "score_exceeds_bias")
 
 
 @dataclass
-class Panel:
-    """A figure of the page: name of its files, heading, and a sentence on what it shows."""
-
-    name: str
-    title: str
-    text: str
-    figure: mpl.figure.Figure
-
-
-@dataclass
 class Report:
     """The result of :func:`explain`: the study, the ablations if asked for, and the figures."""
 
@@ -67,28 +53,14 @@ class Report:
         -------
         list of Path
         """
-        folder = tables.writable_folder(folder)
-        contents, images = {}, {}
-        for panel in self.panels:
-            for kind in ("png", "pdf"):
-                buffer = io.BytesIO()
-                with mpl.rc_context(evaluate.STYLE):
-                    panel.figure.savefig(buffer, format=kind, dpi=DPI)
-                contents[f"{panel.name}.{kind}"] = buffer.getvalue()
-                panel.figure.set_layout_engine("none")  # found once, it serves both
-            images[panel.name] = contents[f"{panel.name}.png"]
         rows = measure_rows(self.study)
-        contents["measures.csv"] = _csv(rows)
+        contents = pages.draw(self.panels)
+        contents["measures.csv"] = pages.csv_text(rows)
         contents["measures.json"] = _json(self, rows)
         if self.ablations:
-            contents["ablation.csv"] = _csv(ablation_rows(self.ablations))
-        contents["index.html"] = _page(self, images)
-        written = []
-        for name, content in contents.items():
-            written.append(folder / name)
-            with tables.atomic(written[-1]) as partial:
-                partial.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return written
+            contents["ablation.csv"] = pages.csv_text(ablation_rows(self.ablations))
+        contents["index.html"] = _page(self, contents)
+        return pages.write(folder, contents)
 
     def tables(self):
         """The measures and the ablations as tables for the terminal.
@@ -376,15 +348,6 @@ def summary(report):
     ]
 
 
-def _csv(rows):
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
-
-
 def _json(report, rows):
     found = report.study
     content = {
@@ -406,45 +369,22 @@ def _histogram(edges, counts):
     return None if counts is None else {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
-STYLE_SHEET = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; }
-th, td { text-align: left; padding: 0.2rem 1rem 0.2rem 0; border-bottom: 1px solid #ddd; }
-td:last-child { text-align: right; font-variant-numeric: tabular-nums; }
-img { max-width: 100%; height: auto; }
-h2 { margin-top: 2.5rem; }
-"""
-
-
-def _page(report, images):
+def _page(report, contents):
     about = report.about
     lines = [f"{about['num_jets']:,} jets"]
     if about["num_jets_per_class"]:
         pairs = zip(about["classes"], about["num_jets_per_class"], strict=True)
         lines.append(", ".join(f"{number:,} {name}" for name, number in pairs))
-    body = [f"<h1>Attention of {html.escape(about['network'])}</h1>"]
-    body += [f"<p>{html.escape(line)}</p>" for line in (": ".join(lines), *report.notes)]
+    body = [f"<p>{html.escape(line)}</p>" for line in (": ".join(lines), *report.notes)]
     if summary(report):
         body.append("<h2>Measures</h2><p>Means over jets, layers and heads.</p>")
-        body.append(_table([(text, value) for _, text, _, value in summary(report)]))
+        body.append(pages.table([(text, value) for _, text, _, value in summary(report)]))
     if report.ablations:
         body.append("<h2>Ablations</h2>")
         body.append(f"<p>{html.escape(top_k_sentence(report.ablations))}</p>")
-        body.append(_table(_ablation_lines(report.ablations)))
-    for panel in report.panels:
-        data = base64.b64encode(images[panel.name]).decode()
-        body.append(f"<h2>{html.escape(panel.title)}</h2><p>{html.escape(panel.text)}</p>")
-        body.append(f'<img alt="{html.escape(panel.title)}" src="data:image/png;base64,{data}">')
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>Attention of {html.escape(about['network'])}</title>"
-        f"<style>{STYLE_SHEET}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
-    )
-
-
-def _table(rows):
-    cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
-    return "<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"
+        body.append(pages.table(_ablation_lines(report.ablations)))
+    body += [pages.figure(panel, contents) for panel in report.panels]
+    return pages.page(f"Attention of {about['network']}", body)
 
 
 def top_k_sentence(results):

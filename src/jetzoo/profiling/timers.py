@@ -3,11 +3,34 @@
 import platform
 import statistics
 import time
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+aten = torch.ops.aten
+
+
+def _fused_attention(q, k, v, *args, out_shape=None, **kwargs):
+    return sdpa_flop_count(q, k, v)
+
+
+def _fused_attention_backward(grad, q, k, v, *args, out_shape=None, **kwargs):
+    return sdpa_backward_flop_count(grad, q, k, v)
+
+
+def _integer_product(a, b, out_shape=None, **kwargs):
+    return 2 * a[0] * a[1] * b[1]
+
+
+# What PyTorch's counter leaves out.
+FLOP_FORMULAS = {
+    aten._scaled_dot_product_flash_attention_for_cpu: _fused_attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _fused_attention_backward,
+    aten._int_mm: _integer_product,
+}
 
 PACKAGES = ("torch", "weaver-core", "triton", "onnxruntime", "flash-attn", "mamba-ssm")
 
@@ -162,7 +185,7 @@ def saved_bytes(function):
 
 
 def flops(function):
-    """Floating point operations of the matrix products of a call.
+    """Floating point operations of the matrix products of a call, those of attention included.
 
     Parameters
     ----------
@@ -174,7 +197,7 @@ def flops(function):
     int
         A multiplication and an addition count as two.
     """
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
         function()
     return counter.get_total_flops()
 
@@ -202,4 +225,67 @@ def machine_peak(device="cpu", dtype=torch.float32):
     return (
         2 * size**3 / min(timings["product"]),
         2 * big.nbytes / min(timings["copy"]),
+    )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds the time of a piece of work on a machine.
+
+    Attributes
+    ----------
+    flops : float
+        Of a large matrix product, FLOP/s.
+    memory : float
+        Of a large copy, read and written, bytes/s.
+    cache : float
+        Of a copy that stays in the cache, bytes/s.
+    call : float
+        Of one operation on next to no data, s.
+    """
+
+    flops: float
+    memory: float
+    cache: float
+    call: float
+
+
+SMALL_CALLS = 200
+
+
+def machine_limits(device="cpu", dtype=torch.float32):
+    """Measure the :class:`Limits` of a machine for matrix products in a dtype.
+
+    Parameters
+    ----------
+    device : str or torch.device
+    dtype : torch.dtype
+
+    Returns
+    -------
+    Limits
+    """
+    product, memory = machine_peak(device, dtype)
+    # Half of the second-level cache of a common core; a GPU keeps as much in its own.
+    block = torch.empty(2**16, device=device)
+    target = torch.empty_like(block)
+    x = torch.ones(8, 8, device=device)
+
+    def cached():
+        for _ in range(SMALL_CALLS):
+            target.copy_(block)
+
+    def small():
+        for _ in range(SMALL_CALLS):
+            torch.mm(x, x)
+            torch.add(x, x)
+            torch.softmax(x, -1)
+
+    with torch.inference_mode():
+        timings = interleaved({"cached": cached, "small": small}, repeats=7, device=device)
+    return Limits(
+        product,
+        memory,
+        SMALL_CALLS * 2 * block.nbytes / min(timings["cached"]),
+        min(timings["small"]) / (3 * SMALL_CALLS),
     )

@@ -1,0 +1,114 @@
+"""The forms of a network that can be put side by side, by name."""
+
+import copy
+
+from torch import nn
+
+from jetzoo import UserError
+from jetzoo.attention.dispatch import BACKENDS
+
+CALIBRATION = 512  # jets, of int8
+
+CONFIGURATIONS = {
+    "base": "the network as it is",
+    "packed": "the same; ParT and its variants compute real particles only",
+    "padded": "weaver-core's own ParT, on padded jets",
+    "fast": "jetzoo.accelerate",
+    "bf16": "jetzoo.accelerate with precision='bf16'",
+    "int8": "jetzoo.accelerate with precision='int8'",
+    **{name: f"attention={name!r}" for name in BACKENDS},
+}
+INFERENCE_ONLY = ("fast", "bf16", "int8")
+
+
+class WeaverParT(nn.Module):
+    """weaver-core's own network with the weights of the zoo's ParT, as weaver runs it.
+
+    It cuts the batch to its longest jet; in training it does so at random, and drops particles.
+
+    Parameters
+    ----------
+    model : jetzoo.layers.JetClassifier
+
+    Raises
+    ------
+    UserError
+        If the weights are not those of a ParT of the published size.
+    """
+
+    def __init__(self, model):
+        from weaver.nn.model.ParticleTransformer import ParticleTransformer
+
+        super().__init__()
+        try:
+            self.mod = ParticleTransformer(
+                input_dim=model.mod.embed.input_bn.num_features,
+                num_classes=model.mod.fc[-1].out_features,
+                use_pre_activation_pair=False,
+            )
+            self.mod.load_state_dict(model.mod.state_dict())
+        except (AttributeError, TypeError, RuntimeError) as error:
+            raise UserError(
+                "padded stands for weaver-core's ParT, whose weights are not those of this network."
+            ) from error
+
+    def forward(self, points, features, lorentz_vectors, mask):
+        """(B, 2, N), (B, C, N), (B, 4, N) and (B, 1, N) to logits (B, num_classes)."""
+        return self.mod(features, lorentz_vectors, mask)
+
+
+def check_names(names, trains):
+    """Raise a :class:`jetzoo.UserError` unless all names are known and do what is asked."""
+    for name in names:
+        if name not in CONFIGURATIONS:
+            raise UserError(
+                f"There is no configuration {name!r}; choose from {', '.join(CONFIGURATIONS)}."
+            )
+        if trains and name in INFERENCE_ONLY:
+            raise UserError(f"{name} is for inference only: leave out --train.")
+    if len(set(names)) < len(names):
+        raise UserError("A configuration can be compared only once.")
+
+
+def configure(name, model, rebuild, jets):
+    """A form of a network.
+
+    Parameters
+    ----------
+    name : str
+        One of ``CONFIGURATIONS``.
+    model : nn.Module
+        The network as it is; left so.
+    rebuild : callable
+        ``rebuild(**options)`` makes a network with other options.
+    jets : callable
+        ``jets(count)`` gives the inputs of so many jets, to calibrate int8 with.
+
+    Returns
+    -------
+    nn.Module
+
+    Raises
+    ------
+    UserError
+        If the network has no such form.
+    """
+    if name in ("base", "packed"):
+        return copy.deepcopy(model)
+    device = next(model.parameters()).device
+    if name == "padded":
+        return WeaverParT(model).to(device)
+    if name in BACKENDS:
+        other = rebuild(attention=name).to(device)
+        other.load_state_dict(model.state_dict())
+        return other
+
+    from jetzoo import accelerate
+
+    options = {"precision": {"fast": "fp32"}.get(name, name)}
+    if name == "int8":
+        options["calibration"] = jets(CALIBRATION)
+    try:
+        return accelerate(model, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} is not possible with this network: {error}.") from error
