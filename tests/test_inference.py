@@ -1,6 +1,7 @@
 """The fast engine: the same answers as the network it was made from."""
 
 import argparse
+import copy
 import logging
 
 import awkward as ak
@@ -15,7 +16,8 @@ from weaver.utils.data.config import DataConfig
 from weaver.utils.dataset import SimpleIterDataset
 
 import jetzoo
-from jetzoo import cli, inference, zoo
+from jetzoo import cli, inference, native, zoo
+from jetzoo.native.part import NativePart
 
 UNBIASED = {"embed_dims": (32, 64, 32), "num_heads": 4, "num_layers": 2}
 SMALL = {**UNBIASED, "pair_embed_dims": (16, 16)}
@@ -54,9 +56,23 @@ def model(request, data_config):
     return stir(build(request.param.split()[0], data_config, **NETWORKS[request.param]))
 
 
-@pytest.fixture(scope="module")
-def fast(model):
-    return jetzoo.accelerate(model)
+@pytest.fixture(params=["kernels", "pytorch"], scope="module")
+def fast(request, model):
+    if request.param == "kernels":
+        return jetzoo.accelerate(model)
+    return in_pytorch(model)
+
+
+def in_pytorch(model):
+    """The engine as it is where there is no compiler, and on a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference.native_part, "obstacle", lambda folded: "a test wants PyTorch")
+        return jetzoo.accelerate(model)
+
+
+def cut(fast, tokens, monkeypatch):
+    """Let few tokens go through the network together."""
+    monkeypatch.setattr(getattr(fast, "network", fast), "tokens", tokens)
 
 
 def check(fast, model, jets, tolerance=2e-5):
@@ -72,7 +88,7 @@ def test_many_lengths(model, fast):
 
 
 def test_batches_longer_than_a_micro_batch(model, fast, monkeypatch):
-    monkeypatch.setattr(fast.network, "tokens", 64)
+    cut(fast, 64, monkeypatch)
     check(fast, model, make_jets(np.random.default_rng(3).integers(0, 40, 50)))
 
 
@@ -112,9 +128,10 @@ def test_the_model_is_left_alone(data_config):
     assert not logits.requires_grad and not logits.is_inference()
 
 
-def test_number_of_threads_is_left_alone(data_config, monkeypatch):
-    fast = jetzoo.accelerate(build("ParT", data_config, **SMALL))
-    monkeypatch.setattr(fast.network, "tokens", 16)
+@pytest.mark.parametrize("accelerate", [jetzoo.accelerate, in_pytorch])
+def test_number_of_threads_is_left_alone(data_config, monkeypatch, accelerate):
+    fast = accelerate(build("ParT", data_config, **SMALL))
+    cut(fast, 16, monkeypatch)
     threads = torch.get_num_threads()
     jets = make_jets((5, 9, 16, 16, 12))
     try:
@@ -130,12 +147,47 @@ def test_number_of_threads_is_left_alone(data_config, monkeypatch):
 
 def test_long_jets_take_another_attention(data_config, monkeypatch):
     model = stir(build("ParT", data_config, **SMALL))
-    fast = jetzoo.accelerate(model)
+    fast = in_pytorch(model)
     jets = make_jets((30, 12))
     short = fast(*jets)
     monkeypatch.setattr(inference, "SHORT", 8)
     torch.testing.assert_close(fast(*jets), short, atol=1e-5, rtol=0)
     check(fast, model, jets)
+
+
+def test_kernels_run_where_they_can(data_config, caplog):
+    if native.load("part") is None:
+        pytest.skip("there is no C++ compiler")
+    assert isinstance(jetzoo.accelerate(build("ParT", data_config, **SMALL)), NativePart)
+    with caplog.at_level(logging.INFO, "jetzoo"):
+        jetzoo.accelerate(build("ParT", data_config, **{**SMALL, "num_heads": 8}))
+    assert "not multiples of 8" in caplog.text
+
+
+def test_kernels_can_be_copied(data_config):
+    model = stir(build("ParT", data_config, **SMALL))
+    fast, jets = jetzoo.accelerate(model), make_jets((30, 12))
+    logits = fast(*jets)
+    twin = copy.deepcopy(fast)
+    del fast
+    torch.testing.assert_close(twin(*jets), logits, atol=0, rtol=0)
+
+
+def test_without_a_compiler(data_config, monkeypatch, caplog, tmp_path):
+    model = stir(build("ParT", data_config, **SMALL))
+    for compiler, complaint in (("false", "does not compile"), (None, "no C++ compiler")):
+        native.load.cache_clear()
+        if compiler:
+            monkeypatch.setenv("CXX", compiler)
+        else:
+            monkeypatch.delenv("CXX")
+            monkeypatch.setenv("PATH", str(tmp_path))
+        try:
+            fast = jetzoo.accelerate(model)
+        finally:
+            native.load.cache_clear()
+        assert complaint in caplog.text
+        check(fast, model, make_jets((30, 12)))
 
 
 def test_half_precision_is_close(data_config):
@@ -148,7 +200,7 @@ def test_half_precision_is_close(data_config):
 
 
 def test_unknown_precision(data_config):
-    with pytest.raises(ValueError, match="precision is one of fp32, bf16, not 'int3'"):
+    with pytest.raises(ValueError, match="precision is one of fp32, bf16, int8, not 'int3'"):
         jetzoo.accelerate(build("PFN", data_config), "int3")
 
 
@@ -174,12 +226,13 @@ def stock_part(model, input_dim, num_classes):
     return stock.eval()
 
 
-def test_full_size_against_weaver(data_config):
+@pytest.mark.parametrize("accelerate", [jetzoo.accelerate, in_pytorch])
+def test_full_size_against_weaver(data_config, accelerate):
     model = stir(build("ParT", data_config))
     points, features, vectors, mask = make_jets((61, 40, 33, 18, 7, 1))
     with torch.no_grad():
         expected = stock_part(model, 7, 2)(features, vectors, mask)
-    logits = jetzoo.accelerate(model)(points, features, vectors, mask)
+    logits = accelerate(model)(points, features, vectors, mask)
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 

@@ -1,5 +1,6 @@
 """The fast engine: a trained network rewritten for inference, with the same answers.
 
+On a CPU, ParT runs in the kernels of :mod:`jetzoo.native`; what follows is how everything else runs.
 Jets are sorted by length and cut into micro-batches that stay in the cache of a CPU (on a GPU, into
 few large ones), so that hardly any padding is computed and memory does not grow with the batch. The
 pair interaction is computed for one triangle of the pairs, in blocks. Batch norms, the affine part
@@ -21,6 +22,7 @@ from .attention.dispatch import SDPA_KERNELS
 from .finetune import FineTune
 from .kinematics import cylindrical, pair_features
 from .layers import Attention, JetClassifier, ParticleTransformer
+from .native import part as native_part
 from .packing import Padded, pack, pt_order
 
 logger = logging.getLogger("jetzoo")
@@ -45,7 +47,7 @@ SMALL = 2**14
 NO_KEY = -1e30
 
 
-def accelerate(model, precision="fp32", device=None):
+def accelerate(model, precision="fp32", device=None, calibration=None, method="static"):
     """Rewrite a network for the fastest inference with the same answers.
 
     Parameters
@@ -53,10 +55,12 @@ def accelerate(model, precision="fp32", device=None):
     model : nn.Module
         A network of the zoo. It is read now and left as it is: later changes of its weights do not
         change what is returned.
-    precision : {"fp32", "bf16"}
+    precision : {"fp32", "bf16", "int8"}
         Of the matrix products. Kinematics, norms and softmax stay in float32.
     device : str or torch.device, optional
         By default that of the model.
+    calibration, method
+        For int8; see :func:`jetzoo.quantization.quantize`.
 
     Returns
     -------
@@ -70,22 +74,65 @@ def accelerate(model, precision="fp32", device=None):
     ------
     ValueError
         If the precision is unknown.
+    UserError
+        If int8 is not possible as asked for.
     """
+    if precision == "int8":
+        from .quantization import quantize
+
+        return quantize(model, calibration, method, device)
     if precision not in PRECISIONS:
-        raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
+        raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, int8, not {precision!r}")
+    plain = copy_for_inference(model, device)
+    engine = rewrite(plain, PRECISIONS[precision])
+    if engine is plain:
+        logger.warning("no fast form of %s: it runs as it is, in float32", type(plain).__name__)
+    return with_kernels(engine)
+
+
+def with_kernels(engine):
+    """The engine on this project's own kernels where they can run it, else as it is.
+
+    Parameters
+    ----------
+    engine : nn.Module
+        What :func:`rewrite` returns.
+    """
+    folded = getattr(engine, "network", None)
+    if not isinstance(folded, FoldedTransformer) or folded.cls_token.is_cuda:
+        return engine
+    reason = native_part.obstacle(folded)
+    if reason is None:
+        return native_part.NativePart(folded).eval()
+    logger.info("ParT runs in PyTorch, not in the kernels for CPUs: %s", reason)
+    return engine
+
+
+def copy_for_inference(model, device=None):
+    """Copy of a network in eval mode, in float32, without gradients."""
     device = torch.device(device or next(model.parameters()).device)
-    plain = copy.deepcopy(model).to(device).float().eval().requires_grad_(False)
+    return copy.deepcopy(model).to(device).float().eval().requires_grad_(False)
+
+
+def rewrite(plain, dtype):
+    """The fast form of a network, which may share its parameters, or the network itself.
+
+    Parameters
+    ----------
+    plain : nn.Module
+        See :func:`copy_for_inference`.
+    dtype : torch.dtype
+        Of the matrix products.
+    """
     core, head = plain, nn.Identity()
     if isinstance(plain, FineTune):
         core, head = plain.mod, plain.get_submodule(plain.name)
     elif isinstance(plain, JetClassifier):
         core = plain.mod
-    dtype = PRECISIONS[precision]
     if isinstance(core, ParticleTransformer):
         return MicroBatches(FoldedTransformer(core, head, dtype)).eval()
     if type(core).__name__ in MICRO_BATCHED:
         return MicroBatches(Plain(plain, dtype)).eval()
-    logger.warning("no fast form of %s: it runs as it is, in float32", type(core).__name__)
     return plain
 
 
@@ -375,27 +422,26 @@ class FoldedClassAttention(nn.Module):
         self.eps = block.pre_attn_norm.eps
         w_q, w_k, w_v = attn.in_proj.weight.double().chunk(3)
         b_q, b_k, b_v = attn.in_proj.bias.double().chunk(3)
-        heads = (self.num_heads, -1)
+        scale = (len(w_q) // self.num_heads) ** -0.5
+        self.query = Dense(scale * w_q, scale * b_q, dtype)
         # The bias of the keys adds the same to all scores of a query, which the softmax ignores.
-        w_k, _ = (x.unflatten(0, heads) for x in fold_norm(block.pre_attn_norm, w_k, b_k))
-        scale = w_k.shape[1] ** -0.5
-        query = scale * w_k.transpose(1, 2) @ w_q.unflatten(0, heads)  # (H, D, D)
-        bias = scale * w_k.transpose(1, 2) @ b_q.view(*heads, 1)  # (H, D, 1)
-        self.query = Dense(query.flatten(0, 1), bias.flatten(), dtype)
+        w_k, _ = fold_norm(block.pre_attn_norm, w_k, b_k)
         w_v, b_v = fold_norm(block.pre_attn_norm, w_v, b_v)
+        for name, weight in (("key", w_k), ("value", w_v)):
+            self.register_buffer(name, weight.unflatten(0, (self.num_heads, -1)).to(dtype))
         w_out, b_out = fold_output(block, attn.out_proj.weight, attn.out_proj.bias)
-        value = w_out.unflatten(1, heads).transpose(0, 1) @ w_v.unflatten(0, heads)  # (H, D, D)
-        value = value.transpose(0, 1).flatten(1)  # (D, H * D)
-        self.value = Dense(value, b_out + w_out @ b_v, dtype)
+        self.out = Dense(w_out, b_out + w_out @ b_v, dtype)
 
     def forward(self, cls, x, no_key):
         """Class tokens (b, D), particles over their spread (b, n, D) and 0 or NO_KEY (b, 1, n)."""
-        query = self.query(cls).unflatten(-1, (self.num_heads, -1))  # (b, H, D)
+        query = self.query(cls).unflatten(-1, (self.num_heads, -1)).transpose(0, 1)  # (H, b, d)
+        query = (query @ self.key).transpose(0, 1)  # (b, H, D)
         own = standardise(cls, self.eps).to(x.dtype)[:, None]  # (b, 1, D)
         scores = (query @ x.transpose(1, 2) + no_key, query @ own.transpose(1, 2))
         weights = torch.cat(scores, dim=2).softmax(-1).to(x.dtype)  # (b, H, n + 1)
         mean = weights[..., :-1] @ x + weights[..., -1:] * own  # (b, H, D)
-        return self.value(mean.flatten(1))
+        values = mean.transpose(0, 1) @ self.value.transpose(1, 2)  # (H, b, d)
+        return self.out(values.transpose(0, 1).flatten(1))
 
 
 class FoldedFeedForward(nn.Module):
