@@ -1,6 +1,6 @@
 """The fast engine: a trained network rewritten for inference, with the same answers.
 
-On a CPU, ParT runs in the kernels of :mod:`jetzoo.native`; what follows is how everything else runs.
+On a CPU, ParT runs in the kernels of :mod:`jetzoo.native`. What follows is true of all the rest.
 Jets are sorted by length and cut into micro-batches that stay in the cache of a CPU (on a GPU, into
 few large ones), so that hardly any padding is computed and memory does not grow with the batch. The
 pair interaction is computed for one triangle of the pairs, in blocks. Batch norms, the affine part

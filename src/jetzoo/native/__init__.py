@@ -21,10 +21,35 @@ logger = logging.getLogger("jetzoo")
 
 SOURCES = Path(__file__).parent
 # Not -ffast-math: it changes how the whole process treats small numbers.
-FLAGS = (
-    "-std=c++17 -O3 -march=native -fPIC -shared -pthread -fno-math-errno -fno-trapping-math "
-    "-ffp-contract=fast -fno-semantic-interposition -fvisibility=hidden -Wall -Wno-psabi"
-).split()
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-fPIC",
+    "-shared",
+    "-pthread",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-fno-semantic-interposition",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wno-psabi",
+]
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-fPIC",
+    "-shared",
+    "-pthread",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-fno-semantic-interposition",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wno-psabi",
+]
 
 
 @functools.cache

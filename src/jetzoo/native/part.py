@@ -1,6 +1,5 @@
 """Hands the folded Particle Transformer to its kernels in C++ (``part.cpp``)."""
 
-import ctypes
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 
 import torch
