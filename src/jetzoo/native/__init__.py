@@ -36,20 +36,6 @@ FLAGS = [
     "-Wall",
     "-Wno-psabi",
 ]
-    "-std=c++17",
-    "-O3",
-    "-march=native",
-    "-fPIC",
-    "-shared",
-    "-pthread",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-ffp-contract=fast",
-    "-fno-semantic-interposition",
-    "-fvisibility=hidden",
-    "-Wall",
-    "-Wno-psabi",
-]
 
 
 @functools.cache

@@ -214,6 +214,8 @@ class Packed:
         """Structure of a `Dense` or a `QuantizedDense`."""
         if dense.weight.dtype != torch.int8:
             return self.matrix(dense.weight, dense.bias)
+        if dense.method == "weight-only":
+            return self.matrix(dense.weight * dense.scale[:, None], dense.bias)
         out, into = dense.weight.shape
         m, k = -(-out // self.rows) * self.rows, -(-into // 4) * 4
         weight = self.padded(self.padded(dense.weight.T, k).T, m)
