@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import fileserver
 import pytest
 import torch
 
@@ -20,3 +21,12 @@ def real_data():
     if not path.is_dir():
         pytest.skip("the published jets and weights are not here (set JETZOO_REAL_DATA)")
     return path
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A :class:`fileserver.Server` of this test alone."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = fileserver.Server()
+    yield server
+    server.stop()

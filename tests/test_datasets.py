@@ -8,8 +8,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import awkward as ak
@@ -27,69 +25,6 @@ PUBLISHED = {
     "QuarkGluon/train_file_0.parquet": bytes(range(256)) * 2000,
     "QuarkGluon/test_file_0.parquet": b"test" * 1000,
 }
-
-
-class Server:
-    """Serves `files` and can be told to fail; `log` holds (method, path, range, bytes sent)."""
-
-    def __init__(self):
-        self.files, self.log = {}, []
-        self.cuts = []  # of the next answers, the bytes after which each is cut off
-        self.ranges = True
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *args):
-                pass
-
-            def do_HEAD(self):
-                self.answer(send=False)
-
-            def do_GET(self):
-                self.answer(send=True)
-
-            def answer(self, send):
-                body = server.files.get(self.path.lstrip("/"))
-                if body is None:
-                    self.send_error(404)
-                    return
-                asked = self.headers["Range"] if server.ranges else None
-                start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
-                sent = body[start:]
-                if asked and not sent:
-                    self.send_response(416)
-                    self.send_header("Content-Range", f"bytes */{len(body)}")
-                elif asked:
-                    self.send_response(206)
-                    last = len(body) - 1
-                    self.send_header("Content-Range", f"bytes {start}-{last}/{len(body)}")
-                else:
-                    self.send_response(200)
-                self.send_header("Content-Length", str(len(sent)))
-                if not send:
-                    sent = b""
-                elif server.cuts:
-                    sent = sent[: server.cuts.pop(0)]
-                # Logged before the client can act on the answer.
-                server.log.append((self.command, self.path, self.headers["Range"], len(sent)))
-                self.end_headers()
-                self.wfile.write(sent)
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-
-    def gets(self):
-        return [entry for entry in self.log if entry[0] == "GET"]
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = Server()
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
 
 
 def tar_bytes(entries):
@@ -272,7 +207,7 @@ def test_an_archive_put_there_by_hand_is_checked(server, publish, get, tmp_path)
     archive.write_bytes(body[:-1])
     code, message = get("QuarkGluon", "-d", tmp_path)
     assert (code, archive.exists()) == (2, True)
-    assert "not the published archive" in message
+    assert "not the published file" in message
     archive.write_bytes(body)
     assert get("QuarkGluon", "-d", tmp_path) == (0, "")
     assert not archive.exists()

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import os
 import sys
 from pathlib import Path
 
@@ -105,6 +106,94 @@ def run_attention(args):
     print(f"wrote {folder / 'index.html'}, and figures and tables beside it")
 
 
+def add_models(parser):
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument(
+        "--fetch", nargs="+", metavar="NAME", help="download published weights, such as ParT_kin"
+    )
+    way.add_argument(
+        "--add", nargs="+", metavar="RUN", help="runs of benchmarks/train_zoo.py, with a card each"
+    )
+
+
+def run_models(args):
+    from rich.console import Console
+
+    from jetzoo import models
+
+    for name in args.fetch or ():
+        print(f"{models.fetch(name)} is the published file")
+    for run in args.add or ():
+        print(f"wrote {models.add(run)} and its card")
+    if not (args.fetch or args.add):
+        table, bad = models.table()
+        Console().print(table)
+        if bad:
+            raise UserError(f"Not what the cards say: {', '.join(bad)}.")
+
+
+def add_profile(parser):
+    _add_tagger(parser, "QuarkGluon/qg_kin")
+    parser.add_argument(
+        "--data", nargs="+", metavar="FILE", help="jets, .root or .parquet (default: the sample)"
+    )
+    parser.add_argument("--train", action="store_true", help="also profile the training step")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--fast", action="store_true", help="profile the fast engine")
+    parser.add_argument(
+        "--compare",
+        nargs="+",
+        metavar="NAME",
+        help="configurations side by side: base, packed, padded (weaver-core's own ParT), fast, "
+        "bf16, int8 (the fast engine in these precisions), or attention backends: reference, "
+        "sdpa, jagged, flex, triton, flash_attn",
+    )
+    parser.add_argument("--loader", action="store_true", help="also measure weaver's data loader")
+    parser.add_argument("--batch-size", type=positive_integer, default=128, metavar="N")
+    parser.add_argument("--repeats", type=positive_integer, default=5, metavar="N")
+    parser.add_argument(
+        "--out", metavar="DIR", help="default: the folder profile, beside the checkpoint if any"
+    )
+
+
+def run_profile(args):
+    # PyTorch's profiler would tell that it starts and stops, and what it did not see begin.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if args.fast and args.compare:
+        raise UserError("--compare has a configuration fast: leave out --fast.")
+    names = args.compare or ["base"]
+    if args.fast:
+        names = ["bf16" if args.precision == "bf16" else "fast"]
+
+    from rich.console import Console
+
+    from jetzoo import tables
+    from jetzoo.profiling import report
+
+    folder = Path(args.out or Path(args.checkpoint or "profile").parent / "profile").absolute()
+    tables.writable_folder(next(path for path in (folder, *folder.parents) if path.exists()))
+    found = report.profile(
+        args.network,
+        args.checkpoint,
+        args.data_config,
+        args.data or (report.SAMPLE,),
+        names=names,
+        trains=args.train,
+        precision=args.precision,
+        device=args.device,
+        batch_size=args.batch_size,
+        repeats=args.repeats,
+        with_loading=args.loader,
+        **_network_options(args),
+    )
+    found.write(folder)
+    Console().print(*found.tables())
+    for note in (*found.notes, *(found.loading_sentences() if args.loader else ())):
+        print(f"note: {note}")
+    print(f"wrote {folder / 'index.html'}, and figures, tables and Chrome traces beside it")
+
+
 def jet_selection(text):
     """``1000`` to an int, ``3,17`` to a list."""
     if "," not in text:
@@ -115,11 +204,22 @@ def jet_selection(text):
     return list(dict.fromkeys(indices))
 
 
-def _add_tagger(parser):
+def _add_tagger(parser, data_config=None):
+    """Arguments of :func:`_load`; with a default data config, the weights are optional, too."""
     parser.add_argument("network", help="name of a file in networks/, such as ParT, or a path")
-    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="weaver's state dict")
+    default = "" if data_config is None else " (default: random weights)"
     parser.add_argument(
-        "--data-config", required=True, metavar="YAML", help="path, or e.g. QuarkGluon/qg_kin"
+        "--checkpoint",
+        required=data_config is None,
+        metavar="FILE",
+        help=f"weaver's state dict{default}",
+    )
+    parser.add_argument(
+        "--data-config",
+        required=data_config is None,
+        default=data_config,
+        metavar="YAML",
+        help="path, or e.g. QuarkGluon/qg_kin",
     )
     parser.add_argument("--device", help="default: the GPU if there is one")
     parser.add_argument(
@@ -165,6 +265,8 @@ COMMANDS = (
     ("evaluate", "accuracy, AUC, rejections and ROC of predictions", add_evaluate, run_evaluate),
     ("predict", "scores of a trained network on files of jets", add_predict, run_predict),
     ("attention", "what a trained network looks at", add_attention, run_attention),
+    ("profile", "where the time of a network goes", add_profile, run_profile),
+    ("models", "list, check and fetch trained weights", add_models, run_models),
 )
 
 

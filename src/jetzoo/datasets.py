@@ -35,6 +35,16 @@ TIMEOUT = 60
 UNREADABLE = (KeyError, TypeError, ValueError, OSError, RuntimeError, zipfile.BadZipFile)
 
 
+def md5(path):
+    """Checksum of a file, in hex, with a progress bar."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file, _bar(f"check {path.name}", path.stat().st_size) as bar:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            bar.update(len(chunk))
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True)
 class Archive:
     """A published tar archive.
@@ -146,7 +156,8 @@ def download(dataset, directory, splits=SPLITS, mirrors=()):
     _require_space(dataset, directory, urls)
     directory.mkdir(parents=True, exist_ok=True)
     for archive in missing:
-        path = _fetch(archive, urls[archive], directory)
+        path = directory / archive.name
+        fetch(path, urls[archive], archive.md5)
         _unpack(archive, path, directory, dataset)
         path.unlink()
     return folder
@@ -224,13 +235,33 @@ def _length(response):
     return int(length)
 
 
-def _fetch(archive, addresses, directory):
-    """The archive with the published checksum, downloaded as far as it is not there yet."""
-    path = directory / archive.name
+def fetch(path, addresses, checksum, digest=md5):
+    """Download a file of a known checksum, as far as it is not there yet.
+
+    What has arrived grows as `path` with `.part`, and the next call continues it.
+
+    Parameters
+    ----------
+    path : Path
+        In a folder that exists.
+    addresses : sequence of str
+        The same file on several servers, tried in order.
+    checksum : str
+    digest : callable
+        Gives the checksum of a path; its name is that of the kind of checksum.
+
+    Raises
+    ------
+    UserError
+        No server has it, its checksum is wrong (it is removed then), the disk is full, or another
+        file of its name is there.
+    """
     if path.exists():
-        if _md5(path) != archive.md5:
-            raise UserError(f"{path} is not the published archive (md5): remove it and run again")
-        return path
+        if digest(path) != checksum:
+            raise UserError(
+                f"{path} is not the published file ({digest.__name__}): remove it and run again"
+            )
+        return
     part = _part(path)
     failures = []
     for url in addresses:
@@ -244,13 +275,15 @@ def _fetch(archive, addresses, directory):
                 f"cannot write {part} ({error.strerror}): what has arrived is kept, and the same "
                 "command resumes"
             ) from error
-        if (md5 := _md5(part)) == archive.md5:
+        if (found := digest(part)) == checksum:
             os.replace(part, path)
-            return path
+            return
         part.unlink()
-        failures.append(f"{url}: wrong checksum, md5 {md5} instead of {archive.md5}, file removed")
+        failures.append(
+            f"{url}: wrong checksum, {digest.__name__} {found} instead of {checksum}, file removed"
+        )
     resume = ": the same command resumes" if part.exists() else ""
-    raise UserError(f"cannot download {archive.name} ({'; '.join(failures)}){resume}")
+    raise UserError(f"cannot download {path.name} ({'; '.join(failures)}){resume}")
 
 
 def _download(url, part):
@@ -302,15 +335,6 @@ def _bar(title, total, unit="B", initial=0):
     return tqdm(
         desc=title, total=total, initial=initial, unit=unit, unit_scale=True, dynamic_ncols=True
     )
-
-
-def _md5(path):
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file, _bar(f"check {path.name}", path.stat().st_size) as bar:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            bar.update(len(chunk))
-    return digest.hexdigest()
 
 
 def _unpack(archive, path, directory, dataset):

@@ -280,15 +280,17 @@ def _resolve(name_or_path, folder, suffix, kind):
     return known[name]
 
 
-def load(network, checkpoint, data_config, device=None, fast=False, **options):
+def load(network, checkpoint=None, data_config=None, device=None, fast=False, **options):
     """Load a trained network, for tagging jets in Python.
 
     Parameters
     ----------
     network : str or Path
-        Name of a file in ``networks/``, or a path; see :func:`network_module`.
-    checkpoint : str or Path
-        State dict that weaver wrote, such as ``net_best_epoch_state.pt``.
+        Name of a file in ``networks/``, or a path; see :func:`network_module`. Alone, without
+        checkpoint and data config: the name of a model in ``models/``; see ``jetzoo models``.
+    checkpoint : str or Path, or None
+        State dict that weaver wrote, such as ``net_best_epoch_state.pt``; None leaves the weights
+        random.
     data_config : str or Path
         The YAML that the network was trained with; see :func:`read_data_config`.
     device : str or torch.device, optional
@@ -311,7 +313,14 @@ def load(network, checkpoint, data_config, device=None, fast=False, **options):
     --------
     >>> tagger = jetzoo.load("ParT", "net_best_epoch_state.pt", "QuarkGluon/qg_kin")
     >>> tagger.predict(ak.from_parquet("test.parquet"))  # (num_jets, 2)
+    >>> tagger = jetzoo.load("ParT_QuarkGluon_kin", fast=True)
     """
+    if checkpoint is None and data_config is None:
+        from jetzoo import models
+
+        network, checkpoint, data_config = models.find(str(network))
+    elif checkpoint is None or data_config is None:
+        raise UserError("A checkpoint and its data config go together.")
     if "for_inference" in options:
         raise UserError("for_inference is for export; a Tagger turns logits into scores itself.")
     config = read_data_config(data_config)
@@ -319,7 +328,8 @@ def load(network, checkpoint, data_config, device=None, fast=False, **options):
         model, _ = network_module(network).get_model(config, **options)
     except ValueError as error:
         raise UserError(str(error)) from error
-    _load_weights(model, checkpoint, network)
+    if checkpoint is not None:
+        _load_weights(model, checkpoint, network)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
