@@ -7,6 +7,7 @@ import io
 from dataclasses import dataclass
 
 import matplotlib as mpl
+from matplotlib.figure import Figure
 
 from jetzoo import evaluate, tables
 
@@ -29,7 +30,7 @@ class Panel:
     name: str
     title: str
     text: str
-    figure: mpl.figure.Figure
+    figure: Figure
 
 
 def draw(panels):

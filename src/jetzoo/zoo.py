@@ -288,9 +288,8 @@ def load(network, checkpoint=None, data_config=None, device=None, fast=False, **
     network : str or Path
         Name of a file in ``networks/``, or a path; see :func:`network_module`. Alone, without
         checkpoint and data config: the name of a model in ``models/``; see ``jetzoo models``.
-    checkpoint : str or Path, or None
-        State dict that weaver wrote, such as ``net_best_epoch_state.pt``; None leaves the weights
-        random.
+    checkpoint : str or Path
+        State dict that weaver wrote, such as ``net_best_epoch_state.pt``.
     data_config : str or Path
         The YAML that the network was trained with; see :func:`read_data_config`.
     device : str or torch.device, optional
@@ -321,6 +320,17 @@ def load(network, checkpoint=None, data_config=None, device=None, fast=False, **
         network, checkpoint, data_config = models.find(str(network))
     elif checkpoint is None or data_config is None:
         raise UserError("A checkpoint and its data config go together.")
+    tagger = untrained(network, data_config, device, **options)
+    _load_weights(tagger.model, checkpoint, network)
+    if fast:
+        from jetzoo.inference import accelerate
+
+        tagger.model = accelerate(tagger.model)
+    return tagger
+
+
+def untrained(network, data_config, device=None, **options):
+    """A network of random weights, as a tagger; arguments and errors are those of :func:`load`."""
     if "for_inference" in options:
         raise UserError("for_inference is for export; a Tagger turns logits into scores itself.")
     config = read_data_config(data_config)
@@ -328,20 +338,13 @@ def load(network, checkpoint=None, data_config=None, device=None, fast=False, **
         model, _ = network_module(network).get_model(config, **options)
     except ValueError as error:
         raise UserError(str(error)) from error
-    if checkpoint is not None:
-        _load_weights(model, checkpoint, network)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        tagger = Tagger(model, config, device)
+        return Tagger(model, config, device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"The device {device!r} cannot be used: {reason}") from error
-    if fast:
-        from jetzoo.inference import accelerate
-
-        tagger.model = accelerate(tagger.model)
-    return tagger
 
 
 def _load_weights(model, checkpoint, network):

@@ -21,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from jetzoo.attention.dispatch import BACKENDS
+
 from .timers import FLOP_FORMULAS, synchronize
 
 aten = torch.ops.aten
@@ -314,6 +316,29 @@ class Tally(Watch, TorchDispatchMode):
                 for stage, value in counted.items() if by_stage else [("", counted)]:
                     getattr(self, counter)[f"{name}.{stage}" if by_stage else name] += value
 
+    @contextlib.contextmanager
+    def jagged(self):
+        """Count the attention that works jet by jet outside of PyTorch, by its formula."""
+        kernel = BACKENDS["jagged"]
+
+        def counting(q, k, v, *, bias=None, mask=None, dropout_p=0.0):
+            keys = torch.full((len(k),), k.shape[2]) if mask is None else mask.sum(1)
+            own = mask is not None and q.shape[2] == k.shape[2]
+            pairs = int((keys * (keys if own else q.shape[2])).sum())
+            # Products with k and v; backward again that with k, and two gradients of each.
+            trains = torch.is_grad_enabled() and q.requires_grad
+            name = self.stack[-1].name if self.stack else NETWORK
+            self.flops[name] += (7 if trains else 2) * 2 * pairs * q.shape[1] * q.shape[3]
+            tensors = (q, k, v, q) + (() if bias is None else (bias,))
+            self.bytes_moved[name] += (3 if trains else 1) * sum(map(_nbytes, tensors))
+            return kernel(q, k, v, bias=bias, mask=mask, dropout_p=dropout_p)
+
+        BACKENDS["jagged"] = counting
+        try:
+            yield
+        finally:
+            BACKENDS["jagged"] = kernel
+
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         operation = getattr(function, "_overloadpacket", function)
@@ -462,7 +487,7 @@ def single_thread():
 
 def tally(step):
     """Run a step once and count; see :class:`Tally`."""
-    with single_thread(), Tally(step) as counted:
+    with single_thread(), Tally(step) as counted, counted.jagged():
         step(counted)
     return counted
 
