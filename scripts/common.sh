@@ -51,6 +51,8 @@ OPTIONS, after MODEL and FEATURES
   --attention NAME   attention backend; for ParT and its variants
   --load FILE.pt     start the training from these weights
   --predict          do not train: predict the test set with the weights of --load
+  --profile [DIR]    at the end, find out where the time goes, in training and inference;
+                     DIR/index.html shows it (default: profile in the output folder)
   -h, --help         print this
   Every other option goes to weaver and overrides what is set here, for example
   --num-epochs 5 --start-lr 5e-4 --network-option num_layers 4; weaver --help lists them.
@@ -125,7 +127,7 @@ given() {
 
 parse_arguments() {
     local row names
-    model=ParT feature=${features[0]} demo=no dry_run=no predict=no attention='' load=''
+    model=ParT feature=${features[0]} demo=no dry_run=no predict=no attention='' load='' profile=''
     user_options=()
     if (($#)) && [[ $1 != -* ]]; then
         model=$1
@@ -137,7 +139,7 @@ parse_arguments() {
     fi
     while (($#)); do
         case $1 in
-            --attention=* | --load=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+            --attention=* | --load=* | --profile=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
             --attention | --load) (($# > 1)) || die "$1 needs a value; -h explains." ;;
         esac
         case $1 in
@@ -154,6 +156,14 @@ parse_arguments() {
             --load)
                 load=$2
                 shift
+                ;;
+            --profile)
+                profile=default
+                if (($# > 1)) && [[ $2 != -* ]]; then
+                    [[ -n $2 ]] || die "--profile= needs a folder; -h explains."
+                    profile=$2
+                    shift
+                fi
                 ;;
             -*) user_options+=("$1") ;;
             *)
@@ -395,6 +405,55 @@ build_command() {
         "${user_options[@]}")
 }
 
+# The command that profiles a network as it was trained, on jets of the test set.
+build_profile_command() {
+    local i path first patterns=() files=() checkpoint=$output/net_best_epoch_state.pt
+    local size=$batch yaml=$data_config device=cpu
+    if given -m --model-prefix; then
+        checkpoint=$value
+        [[ $checkpoint == *.pt ]] || checkpoint+=_best_epoch_state.pt
+    elif [[ $predict == yes ]]; then
+        checkpoint=$load
+    fi
+    if given -c --data-config; then
+        yaml=$value
+    fi
+    if given --batch-size; then
+        size=$value
+    fi
+    if [[ -n $gpus ]]; then
+        device=cuda:${gpus%%,*}
+    fi
+    if given -t --data-test; then
+        patterns=("${value#*:}")
+    else
+        for path in "${data_test[@]}"; do
+            patterns+=("$datadir/${path#*:}")
+        done
+    fi
+    for path in "${patterns[@]}"; do
+        first=$(compgen -G "$path" | sort | head -n 1 || true)
+        files+=("${first:-$path}")
+    done
+    if [[ $profile == default ]]; then
+        profile=$output/profile
+    fi
+    profile_command=(jetzoo profile "$root/networks/$model.py" --checkpoint "$checkpoint"
+        --data-config "$yaml" --data "${files[@]}" --batch-size "$size" --device "$device"
+        --loader --out "$profile")
+    if [[ $predict == no ]]; then
+        profile_command+=(--train)
+    fi
+    if is_one_of --use-amp "${command[@]}"; then
+        profile_command+=(--precision bf16)
+    fi
+    for ((i = 0; i < ${#command[@]} - 2; i++)); do
+        if is_one_of "${command[i]}" -o --network-option; then
+            profile_command+=(--network-option "${command[@]:i + 1:2}")
+        fi
+    done
+}
+
 evaluate_predictions() {
     local predictions=$output/predict_output/pred.root prefix=$output/net files
     if given -m --model-prefix; then
@@ -421,7 +480,7 @@ evaluate_predictions() {
 }
 
 train() {
-    local line
+    local line profile_line=''
     parse_arguments "$@"
     find_weaver
     choose_processes
@@ -430,8 +489,13 @@ train() {
     choose_output
     build_command
     printf -v line '%q ' "${command[@]}"
+    if [[ -n $profile && $node == 0 ]]; then
+        build_profile_command
+        printf -v profile_line '%q ' "${profile_command[@]}"
+    fi
     if [[ $dry_run == yes ]]; then
         echo "${line% }"
+        [[ -z $profile_line ]] || echo "${profile_line% }"
         return
     fi
     echo "+ ${line% }" >&2
@@ -441,5 +505,9 @@ train() {
     "${command[@]}"
     if ((node == 0)); then
         evaluate_predictions
+    fi
+    if [[ -n $profile_line ]]; then
+        echo "+ ${profile_line% }" >&2
+        "${profile_command[@]}"
     fi
 }

@@ -1,5 +1,6 @@
 """The three training scripts: the command they build, their messages, and a short training each."""
 
+import argparse
 import itertools
 import json
 import os
@@ -13,6 +14,8 @@ import handmade
 import numpy as np
 import pytest
 from weaver.train import parser
+
+from jetzoo.cli import add_profile
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -374,6 +377,7 @@ def test_help(dataset, run):
     for result in (run(dataset, "-h"), run(dataset, "PFN", "--num-epochs", "3", "--help")):
         assert result.returncode == 0 and result.stderr == ""
         options = ["--demo", "--dry-run", "--gpus", "--attention", "--load", "--predict"]
+        options.append("--profile [DIR]")
         environment = f"DATADIR_{dataset} COMMENT DDP_NGPUS DDP_NNODES DDP_NODE_RANK DDP_RDZV"
         for word in [*options, *environment.split(), *MODELS, *FEATURES[dataset]]:
             assert word in result.stdout
@@ -402,6 +406,59 @@ def test_started_by_a_link(checkout, run, tmp_path):
     link.symlink_to(checkout / "train_JetClass.sh")
     direct = run("JetClass", "-h")
     assert subprocess.check_output([link, "-h"], text=True) == direct.stdout
+
+
+def profile_arguments(command):
+    """What `jetzoo profile` reads in a command."""
+    words = shlex.split(command)
+    assert words[:2] == ["jetzoo", "profile"]
+    profile = argparse.ArgumentParser()
+    add_profile(profile)
+    return profile.parse_args(words[2:])
+
+
+def test_profile_command(run, checkout, published, tmp_path):
+    def dry_run(*arguments, dataset="QuarkGluon"):
+        result = run(dataset, *arguments, "--dry-run")
+        assert result.returncode == 0, result.stderr
+        weaver, profile = result.stdout.splitlines()
+        start = weaver.index("weaver --data") + len("weaver ")
+        return parser.parse_args(shlex.split(weaver[start:])), profile_arguments(profile)
+
+    options = ["--attention", "sdpa", "-o", "num_layers", "4", "--batch-size", "32"]
+    args, profile = dry_run("ParT", "kin", "--demo", "--profile", *options)
+    assert profile.network == str(checkout / "networks" / "ParT.py")
+    assert profile.checkpoint == f"{args.model_prefix}_best_epoch_state.pt"
+    assert profile.data_config == args.data_config and profile.batch_size == 32
+    assert profile.data == [str(published / "QuarkGluon" / "test_file_0.parquet")]
+    assert profile.network_option == [["attention", "'sdpa'"], ["num_layers", "4"]]
+    assert profile.train and profile.loader
+    assert profile.device == "cpu" and profile.precision == "fp32"
+    assert profile.out == str(Path(args.model_prefix).parent / "profile")
+
+    (tmp_path / "net.pt").touch()
+    predict = ["--predict", "--load", "net.pt", "--gpus", "2,3"]
+    _, profile = dry_run("--profile", "what it does", *predict)
+    assert profile.checkpoint == "net.pt" and not profile.train
+    assert profile.device == "cuda:2" and profile.precision == "bf16"
+    assert profile.out == "what it does" and profile.batch_size == 512
+    _, profile = dry_run("PFN", "--profile=a", "-m", "my/net", "-t", "x:y.root", "--gpus", "0")
+    assert profile.checkpoint == "my/net_best_epoch_state.pt" and profile.data == ["y.root"]
+    assert profile.out == "a" and profile.precision == "fp32"
+    _, profile = dry_run("PN", "full", "--profile", dataset="JetClass")
+    names = [f"Pythia/test_20M/{group}_000.root" for group in handmade.JETCLASS]
+    assert sorted(profile.data) == sorted(str(published / "JetClass" / name) for name in names)
+    assert_misuse(run("QuarkGluon", "--profile="), "--profile")
+
+
+def test_profile_runs_after_the_evaluation(run, tmp_path):
+    folder = stub(tmp_path / "bin", "weaver", 'mkdir -p "${!#}"')
+    stub(folder, "jetzoo", 'echo "$1"')
+    result = run("QuarkGluon", "--profile", PATH=with_path(folder))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "profile"
+    assert "+ jetzoo profile " in result.stderr
+    assert "profile" not in run("QuarkGluon", PATH=with_path(folder)).stdout
 
 
 def test_failure_of_weaver_is_passed_on(run, tmp_path):

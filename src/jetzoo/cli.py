@@ -162,8 +162,11 @@ def run_profile(args):
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if args.fast and args.compare:
         raise UserError("--compare has a configuration fast: leave out --fast.")
+    options = _network_options(args)
+    # What --network-option fast True does to weaver's --predict; the training is not changed by it.
+    fast = options.pop("fast", False) and not args.train
     names = args.compare or ["base"]
-    if args.fast:
+    if args.fast or (fast and not args.compare):
         names = ["bf16" if args.precision == "bf16" else "fast"]
 
     from rich.console import Console
@@ -185,7 +188,7 @@ def run_profile(args):
         batch_size=args.batch_size,
         repeats=args.repeats,
         with_loading=args.loader,
-        **_network_options(args),
+        **options,
     )
     found.write(folder)
     Console().print(*found.tables())
