@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -37,10 +38,14 @@ MODELS = ("ParT", "LinformerParT", "ReformerParT", "MambaParT", "PN", "PFN", "PC
 
 @dataclass(frozen=True)
 class Budget:
-    """What every model of a set gets, in jets; the rate falls in the last 30% of the epochs."""
+    """What every model of a set gets, in jets.
+
+    Learning rates are those of the train scripts; they fall in the last 30% of the epochs, so that
+    there must be a few, however short.
+    """
 
     epochs: int = 10
-    samples: int = 8_000
+    samples: int = 6_016
     samples_val: int = 2_048
     batch_size: int = 128
 
@@ -70,7 +75,7 @@ class Set:
 JETCLASS_ORDER = ("ParT", "LinformerParT", "PN", "PFN", "ReformerParT", "MambaParT", "PCNN")
 FINE_TUNING = ("ParT-FineTune", "PN-FineTune")
 SETS = {
-    "quarkgluon-kin": Set("QuarkGluon", "kin", repeated=("ParT", "PN")),
+    "quarkgluon-kin": Set("QuarkGluon", "kin", repeated=("ParT", "PFN")),
     "jetclass-full": Set("JetClass", "full", JETCLASS_ORDER),
     "toplandscape-kin": Set("TopLandscape", "kin"),
     "quarkgluon-kinpid": Set("QuarkGluon", "kinpid"),
@@ -79,9 +84,6 @@ SETS = {
     "quarkgluon-finetune": Set("QuarkGluon", "kin", FINE_TUNING),
     "toplandscape-finetune": Set("TopLandscape", "kin", FINE_TUNING),
 }
-
-# The scripts' rates are for batches of 4096 there.
-LEARNING_RATES = {"PFN": "2e-3", "PCNN": "2e-3"}
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Run:
 
     def command(self):
         """The call of the train script, from the root of the repository."""
-        budget, lr = self.budget, LEARNING_RATES.get(self.model)
+        budget = self.budget
         return [
             f"./train_{self.of.dataset}.sh",
             self.model,
@@ -111,7 +113,6 @@ class Run:
             *("--samples-per-epoch", str(budget.samples)),
             *("--samples-per-epoch-val", str(budget.samples_val)),
             *("--batch-size", str(budget.batch_size)),
-            *(("--start-lr", lr) if lr else ()),
             *("--network-option", "seed", str(self.seed)),
             *("--network-option", "fast", "True"),  # the same test scores, sooner
         ]
@@ -167,7 +168,7 @@ def finished(run, out):
     return True
 
 
-def train(run, out, bar):
+def train(run, out, bar, threads):
     """Call the train script and collect what it wrote.
 
     Parameters
@@ -176,6 +177,13 @@ def train(run, out, bar):
     out : Path
     bar : tqdm.tqdm
         Advanced by one for each epoch.
+    threads : int
+        That the training may use.
+
+    Returns
+    -------
+    dict
+        Its metrics.
 
     Raises
     ------
@@ -183,12 +191,11 @@ def train(run, out, bar):
         If the training fails; the message ends with the last lines that it printed.
     """
     comment = f"_{run.name}-{run.model}-seed{run.seed}-{os.getpid()}"
-    bar.set_description(f"{run.name} {run.model} seed {run.seed}")
     start, last = time.monotonic(), deque(maxlen=8)
     process = subprocess.Popen(
         run.command(),
         cwd=ROOT,
-        env=os.environ | {"COMMENT": comment},
+        env=os.environ | {"COMMENT": comment, "OMP_NUM_THREADS": str(threads)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,  # the \r of progress bars end a line, too
@@ -197,7 +204,7 @@ def train(run, out, bar):
     try:
         for line in process.stdout:
             if metric := re.search(r"Current validation metric: (\S+)", line):
-                bar.set_postfix_str(f"validation accuracy {metric[1]}")
+                bar.set_postfix_str(f"{run.model} seed {run.seed}: validation accuracy {metric[1]}")
                 bar.update()
             elif line.strip() and "it/s" not in line and "s/it" not in line:
                 last.append(line.rstrip())
@@ -210,6 +217,7 @@ def train(run, out, bar):
     if process.returncode or not found:
         raise UserError(f"{shlex.join(run.command())} failed:\n" + "\n".join(last))
     collect(run, Path(found[0]), run.folder(out), seconds)
+    return json.loads((run.folder(out) / "metrics.json").read_text())
 
 
 def collect(run, source, target, seconds):
@@ -264,6 +272,7 @@ def parse_arguments(argv):
     add("--samples-val", type=int, metavar="N", help="validation jets per epoch")
     add("--batch-size", type=int, metavar="N")
     add("--out", type=Path, default=OUT, metavar="DIR", help="default: training/zoo")
+    add("-j", "--jobs", type=int, default=1, metavar="N", help="trainings at a time (default: 1)")
     add("--dry-run", action="store_true", help="print the commands that are left to do")
     return parser.parse_args(argv)
 
@@ -279,21 +288,30 @@ def main(argv=None):
             print(*(shlex.join(run.command()) for run in left), sep="\n")
             return 0
         tables.writable_folder(args.out)
-        with tqdm(total=sum(run.budget.epochs for run in left), unit="epoch") as bar:
-            for run in left:
-                try:
-                    train(run, args.out, bar)
-                    metrics = json.loads((run.folder(args.out) / "metrics.json").read_text())
-                    bar.write(
-                        f"{run.name} {run.model} seed {run.seed}: accuracy "
-                        f"{metrics['accuracy']:.4f}, AUC {metrics['auc']:.4f}"
-                    )
-                except UserError as error:  # the others may work
-                    failures.append(run)
-                    bar.write(str(error), file=sys.stderr)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    threads = max(1, os.cpu_count() // args.jobs)
+    with (
+        tqdm(total=sum(run.budget.epochs for run in left), unit="epoch") as bar,
+        ThreadPoolExecutor(args.jobs) as pool,
+    ):
+        results = {pool.submit(train, run, args.out, bar, threads): run for run in left}
+        try:
+            for result in as_completed(results):
+                run = results[result]
+                title = f"{run.name} {run.model} seed {run.seed}"
+                try:
+                    metrics = result.result()
+                except UserError as error:  # the others may work
+                    failures.append(run)
+                    bar.write(f"{title}: {error}", file=sys.stderr)
+                else:
+                    scores = f"accuracy {metrics['accuracy']:.4f}, AUC {metrics['auc']:.4f}"
+                    bar.write(f"{title}: {scores}")
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            return 130
     if failures:
         print(f"{len(failures)} of {len(left)} runs failed.", file=sys.stderr)
     return 1 if failures else 0
