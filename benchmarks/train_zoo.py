@@ -11,6 +11,7 @@ what two CPU cores manage in hours, a small part of the published trainings.
 """
 
 import argparse
+import ast
 import glob
 import hashlib
 import json
@@ -239,7 +240,10 @@ def collect(run, source, target, seconds):
         "seed": run.seed,
         "budget": asdict(run.budget),
         "command": shlex.join(run.command()),
-        "jets": count_jets(source / "train.log"),
+        "jets": {
+            split: sum(tables.describe(file)[1] for file in files)
+            for split, files in data_files(source / "train.log").items()
+        },
         "seconds": round(seconds),
         "sha256": hashlib.sha256((target / "net.pt").read_bytes()).hexdigest(),
         "machine": profiling.machine_stamp(),
@@ -248,15 +252,28 @@ def collect(run, source, target, seconds):
         partial.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def count_jets(log):
-    """Jets of the training, validation and test files that a training read, by its log."""
-    arguments = dict(re.findall(r"^ - \('(data_\w+)', (\[.*\])\)$", log.read_text(), re.MULTILINE))
-    counts = {}
-    for split in ("train", "val", "test"):
-        patterns = json.loads(arguments[f"data_{split}"].replace("'", '"'))
-        files = [f for p in patterns for f in glob.glob(p.rpartition(":")[2])]
-        counts[split] = sum(tables.describe(file)[1] for file in files)
-    return counts
+def data_files(log):
+    """Files of the training, validation and test jets that a training read, by its log.
+
+    Parameters
+    ----------
+    log : Path
+        weaver's ``train.log``.
+
+    Returns
+    -------
+    dict of str to list of str
+        By split: ``train``, ``val``, ``test``.
+    """
+    arguments = dict(re.findall(r"^ - \('data_(\w+)', (\[.*\])\)$", log.read_text(), re.MULTILINE))
+    return {
+        split: [
+            file
+            for pattern in ast.literal_eval(arguments[split])
+            for file in sorted(glob.glob(pattern.rpartition(":")[2]))
+        ]
+        for split in ("train", "val", "test")
+    }
 
 
 def parse_arguments(argv):

@@ -206,7 +206,7 @@ def evaluate(labels, scores, classes):
                 "signal_efficiency": efficiency,
                 **_rejection(curve, efficiency, int(counts[background])),
             }
-            for signal, background, curve in _curves(labels, scores, classes)
+            for signal, background, curve in curves(labels, scores, classes)
             for efficiency in _working_points(classes, signal)
         ],
         "notes": notes,
@@ -251,8 +251,16 @@ def _discriminant(scores, signal, background):
     return np.divide(s, s + b, out=np.full_like(s, 0.5), where=s + b > 0)
 
 
-def _curves(labels, scores, classes):
-    """ROC points of every signal: (signal, background, (signal, background efficiencies))."""
+def curves(labels, scores, classes):
+    """ROC curves of every signal against its background; arguments as for :func:`evaluate`.
+
+    Yields
+    ------
+    signal, background : int
+        Indices of the classes.
+    curve : tuple of ndarray
+        Signal and background efficiencies.
+    """
     if len(classes) > 2 and QCD not in classes:
         return
     background = 1 if len(classes) == 2 else list(classes).index(QCD)
@@ -299,14 +307,14 @@ def roc_figure(labels, scores, classes):
     from matplotlib.figure import Figure
 
     labels, scores = _checked(labels, scores, classes)
-    curves = list(_curves(labels, scores, classes))
-    if not curves:
+    found = list(curves(labels, scores, classes))
+    if not found:
         return None
     efficiency = np.linspace(0, 1, 1001)  # the working points are among them
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.5, 4.5), layout="constrained")
         axes = figure.add_subplot()
-        for index, (signal, background, curve) in enumerate(curves):
+        for index, (signal, background, curve) in enumerate(found):
             count = int((labels == background).sum())
             eps = np.interp(efficiency, *curve)
             eps[eps * count < MIN_PASSING] = np.nan
@@ -318,7 +326,7 @@ def roc_figure(labels, scores, classes):
                 linestyle=(0, (4, 1.5)) if dashed else "-",
                 label=_name(classes[signal]),
             )
-            if len(curves) == 1:
+            if len(found) == 1:
                 relative = np.sqrt((1 - eps) / (eps * count))
                 axes.fill_between(
                     efficiency,
@@ -345,7 +353,7 @@ def roc_figure(labels, scores, classes):
         )
         axes.set_ylim(bottom=1)
         background = _name(classes[background])
-        if len(curves) == 1:
+        if len(found) == 1:
             axes.legend([line], [f"{_name(classes[signal])} vs {background}"])
         else:
             axes.legend(title=f"vs {background}", alignment="left", ncols=2)

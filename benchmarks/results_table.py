@@ -1,0 +1,445 @@
+"""Measure what `train_zoo.py` trained; write the CSVs, the figures and the tables of the README.
+
+    python benchmarks/results_table.py quarkgluon-kin          # CSV and figures
+    python benchmarks/results_table.py --markdown              # tables of all CSVs
+    python benchmarks/results_table.py --markdown README.md    # between the marks in that file
+
+Writes ``results/zoo_SET.csv`` beside this file, one row per model, and
+``figures/zoo_SET_{learning,roc}.{png,pdf}``. Quality: the test jets of the training, and the
+published jets of the folder ``JETZOO_REAL_DATA`` where it has some of the data set. Speed: the
+network as it is, the fast engine and int8, one call of each in turn on the same jets.
+"""
+
+import argparse
+import csv
+import json
+import math
+import os
+import re
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import awkward as ak
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from tqdm import tqdm
+from train_zoo import OUT, ROOT, SETS, data_files
+
+import jetzoo
+from jetzoo import UserError, evaluate, profiling, tables, zoo
+from jetzoo.models import CONFIGS
+
+RESULTS = Path(__file__).parent / "results"
+FIGURES = ROOT / "figures"
+REAL_FILES = {
+    "QuarkGluon": "quarkgluon_1000.parquet",
+    "TopLandscape": "toplandscape_1000.parquet",
+}
+LENGTHS = (45, 128)  # of a typical jet, and of the padded one
+SPEED_JETS, CALIBRATION_JETS = 256, 512
+
+MARKS = ("<!-- zoo tables -->", "<!-- end of zoo tables -->")
+
+
+def read_runs(name, out):
+    """The finished runs of a set by model, in the order of their seeds.
+
+    Returns
+    -------
+    dict of str to list of dict
+        The record of a run with its ``folder`` and ``metrics``.
+
+    Raises
+    ------
+    UserError
+        If there is none, or the budgets differ.
+    """
+    runs = {}
+    for model in SETS[name].models:
+        folders = sorted((Path(out) / name).glob(f"{model}-seed*"))
+        found = [folder for folder in folders if (folder / "run.json").is_file()]
+        for folder in found:
+            record = json.loads((folder / "run.json").read_text())
+            metrics = json.loads((folder / "metrics.json").read_text())
+            runs.setdefault(model, []).append({**record, "folder": folder, "metrics": metrics})
+    if not runs:
+        raise UserError(f"There are no runs in {Path(out) / name}: train_zoo.py {name} makes them.")
+    if len({json.dumps(run["budget"]) for group in runs.values() for run in group}) > 1:
+        raise UserError(f"The runs in {Path(out) / name} have different budgets.")
+    return runs
+
+
+def data_config(run):
+    return f"{run['dataset']}/{CONFIGS[run['dataset']]}_{run['features']}"
+
+
+def load(run, fast=False):
+    return jetzoo.load(run["model"], run["folder"] / "net.pt", data_config(run), "cpu", fast)
+
+
+def sample(tagger, files, count, seed=1):
+    """The four inputs of some of the jets of files, drawn at random; as many as there are."""
+    tree = tagger.data_config.treename
+    jets = ak.concatenate([tables.read(file, tagger.branches, tree) for file in files])
+    chosen = np.random.default_rng(seed).permutation(len(jets))[:count]
+    return tuple(torch.from_numpy(x) for x in tagger.inputs(jets[chosen]).values())
+
+
+def test(tagger, files):
+    """Metrics of a tagger on labelled jets."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "scores.root"
+        zoo.predict_files(tagger, files, output, batch_size=1024)
+        return evaluate.evaluate(*evaluate.read_predictions([output]))
+
+
+def real_metrics(run):
+    """Metrics on the published jets, or None where there are none with these features."""
+    folder = Path(os.environ.get("JETZOO_REAL_DATA", ROOT.parent / "shared" / "real"))
+    file = folder / REAL_FILES.get(run["dataset"], "none")
+    if not file.is_file():
+        return None
+    tagger = load(run, fast=True)
+    if not tagger.branches <= set(tables.describe(file)[0]):
+        return None
+    return test(tagger, [file])
+
+
+def quality(metrics, prefix=""):
+    """Columns of the metrics of one or several trainings: mean, binomial error, spread.
+
+    Parameters
+    ----------
+    metrics : list of dict
+        Of :func:`jetzoo.evaluate.evaluate`, one per seed.
+    prefix : str
+        Of the names of the columns.
+
+    Returns
+    -------
+    dict of str to float or str
+        ``accuracy``, ``auc`` and ``rejection_SIGNAL_EFFICIENCY``, each with ``_error``
+        (statistical, of one training; not of the AUC) and ``_spread`` (standard deviation over
+        seeds). A rejection is empty where no background jet passed.
+    """
+    measured = {
+        "accuracy": [(m["accuracy"], m["accuracy_error"]) for m in metrics],
+        "auc": [(m["auc"], None) for m in metrics],
+    }
+    for rows in zip(*(m["rejections"] for m in metrics), strict=True):
+        signal = rows[0]["signal"].removeprefix("label_").removeprefix("jet_is")
+        name = f"rejection_{signal}_{100 * rows[0]['signal_efficiency']:g}"
+        measured[name] = [(row["rejection"], row["error"]) for row in rows]
+    columns = {}
+    for name, pairs in measured.items():
+        values, errors = zip(*pairs, strict=True)
+        known = None not in values
+        columns[prefix + name] = statistics.mean(values) if known else ""
+        if None not in errors:
+            columns[f"{prefix}{name}_error"] = statistics.mean(errors)
+        if known and len(values) > 1:
+            columns[f"{prefix}{name}_spread"] = statistics.stdev(values)
+    return columns
+
+
+def cost(tagger):
+    """Parameters, and millions of floating point operations per jet of each of ``LENGTHS``."""
+    columns = {"parameters": sum(p.numel() for p in tagger.model.parameters())}
+    generator = torch.Generator().manual_seed(1)
+    for length in LENGTHS:
+        momentum = torch.randn(1, 3, length, generator=generator)
+        vectors = torch.cat((momentum, momentum.norm(dim=1, keepdim=True)), 1)
+        features = len(tagger.data_config.input_dicts["pf_features"])
+        shapes = {"points": (1, 2, length), "features": (1, features, length)}
+        points, features = (torch.randn(s, generator=generator) for s in shapes.values())
+        jet = (points, features, vectors, torch.ones(1, 1, length))
+        with torch.no_grad():
+            columns[f"mflop_{length}"] = profiling.flops(lambda jet=jet: tagger.model(*jet)) / 1e6
+    return columns
+
+
+def speeds(runs, repeats):
+    """Jets per second of all models of a set, all in one run, and int8 where it is possible.
+
+    Returns
+    -------
+    dict of str to dict
+        By model: ``jets_per_second_{stock,fast,int8}`` and the median ratios ``fast_over_stock``,
+        ``int8_over_fast``.
+    engines : dict of str to nn.Module
+        The int8 networks.
+    """
+    calls, engines = {}, {}
+    for model, (run, *_) in tqdm(runs.items(), desc="prepare"):
+        tagger, files = load(run), data_files(run["folder"] / "train.log")
+        jets = sample(tagger, files["test"], SPEED_JETS)
+        engines[model] = jetzoo.accelerate(
+            tagger.model, "int8", calibration=sample(tagger, files["val"], CALIBRATION_JETS)
+        )
+        networks = {
+            "stock": torch.no_grad()(tagger.model),
+            "fast": jetzoo.accelerate(tagger.model),
+            "int8": engines[model],
+        }
+        for kind, network in networks.items():
+            calls[model, kind] = lambda network=network, jets=jets: network(*jets)
+    print(f"timing {len(calls)} networks, {repeats} times each", flush=True)
+    seconds = profiling.interleaved(calls, repeats)
+    columns = {}
+    for model in runs:
+        columns[model] = {
+            f"jets_per_second_{kind}": SPEED_JETS / statistics.median(seconds[model, kind])
+            for kind in ("stock", "fast", "int8")
+        }
+        for one, other in (("fast", "stock"), ("int8", "fast")):
+            ratios = [
+                b / a for a, b in zip(seconds[model, one], seconds[model, other], strict=True)
+            ]
+            columns[model][f"{one}_over_{other}"] = statistics.median(ratios)
+    return columns, engines
+
+
+def measure(name, out, repeats):
+    """All columns of a set; see the module's text."""
+    runs = read_runs(name, out)
+    speed, engines = speeds(runs, repeats)
+    rows = []
+    for model, group in tqdm(runs.items(), desc="evaluate"):
+        first = group[0]
+        tagger = load(first)
+        row = {
+            "set": name,
+            "model": model,
+            "seeds": len(group),
+            "training_jets": first["jets"]["train"],
+            "jets_seen": first["budget"]["epochs"] * first["budget"]["samples"],
+            "minutes": statistics.mean(run["seconds"] for run in group) / 60,
+            **quality([run["metrics"] for run in group]),
+        }
+        real = [real_metrics(run) for run in group]
+        if None not in real:
+            row |= quality(real, "real_")
+        row |= cost(tagger) | speed[model]
+        tagger.model = engines[model]
+        files = data_files(first["folder"] / "train.log")["test"]
+        row |= quality([test(tagger, files)], "int8_")
+        rows.append({**row, **profiling.machine_stamp()})
+    return rows
+
+
+def write_csv(path, rows):
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with tables.atomic(path) as partial, open(partial, "w", newline="") as file:
+        writer = csv.DictWriter(file, names, restval="")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+
+
+def read_csv(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def learning_figure(runs):
+    """Validation loss and accuracy against the jets seen; bands span the seeds."""
+    with mpl.rc_context(evaluate.STYLE):
+        figure = Figure(figsize=(9, 3.8), layout="constrained")
+        panels = figure.subplots(1, 2)
+        for (model, group), color in zip(runs.items(), evaluate.OKABE_ITO, strict=False):
+            for axes, pattern in zip(
+                panels,
+                (r"Eval AvgLoss: ([\d.]+)", r"Current validation metric: ([\d.]+)"),
+                strict=True,
+            ):
+                curves = np.array(
+                    [
+                        [float(x) for x in re.findall(pattern, log)][: run["budget"]["epochs"]]
+                        for run in group
+                        for log in [(run["folder"] / "train.log").read_text()]
+                    ]
+                )
+                seen = group[0]["budget"]["samples"] * np.arange(1, curves.shape[1] + 1) / 1000
+                axes.plot(seen, curves.mean(0), color=color, marker="o", markersize=3, label=model)
+                if len(group) > 1:
+                    band = curves.min(0), curves.max(0)
+                    axes.fill_between(seen, *band, color=color, alpha=0.2, linewidth=0)
+        for axes, label in zip(panels, ("Validation loss", "Validation accuracy"), strict=True):
+            axes.set(xlabel="Jets seen in training [thousands]", ylabel=label)
+        panels[1].legend(loc="lower right", fontsize=10)
+    return figure
+
+
+def roc_figure(runs):
+    """Background rejection against signal efficiency, a panel for each signal, a line per model."""
+    lines = {}
+    for model, (run, *_) in runs.items():
+        labels, scores, classes = evaluate.read_predictions(
+            sorted(run["folder"].glob("pred*.root"))
+        )
+        for signal, background, curve in evaluate.curves(labels, scores, classes):
+            count = int((labels == background).sum())
+            title = f"{evaluate.NAMES[classes[signal]]} vs {evaluate.NAMES[classes[background]]}"
+            lines.setdefault(title, {})[model] = (*curve, count)
+    efficiency = np.linspace(0, 1, 501)
+    columns = min(3, len(lines))
+    rows = math.ceil(len(lines) / columns)
+    size = (5.5, 4.5) if len(lines) == 1 else (3.6 * columns, 3.2 * rows)
+    with mpl.rc_context(evaluate.STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
+        for axes, (title, curves) in zip(panels, lines.items(), strict=False):
+            for (model, (*curve, count)), color in zip(
+                curves.items(), evaluate.OKABE_ITO, strict=False
+            ):
+                eps = np.interp(efficiency, *curve)
+                eps[eps * count < evaluate.MIN_PASSING] = np.nan
+                axes.plot(efficiency, 1 / eps, color=color, label=model, linewidth=1.3)
+            axes.set(xlim=(0, 1), yscale="log", title=title)
+            axes.set_ylim(bottom=1)
+        panels = figure.axes
+        panels[0].legend(fontsize=10 if len(lines) == 1 else 7)
+        figure.supxlabel(r"Signal efficiency $\varepsilon_S$", fontsize=14)
+        figure.supylabel(r"Background rejection $1/\varepsilon_B$", fontsize=14)
+    return figure
+
+
+def write_figures(name, runs):
+    for kind, figure in (("learning", learning_figure(runs)), ("roc", roc_figure(runs))):
+        for suffix in ("png", "pdf"):
+            path = FIGURES / f"zoo_{name}_{kind}.{suffix}"
+            with tables.atomic(path) as partial:
+                figure.savefig(partial, format=suffix, dpi=160)
+            print(f"wrote {path.relative_to(ROOT)}")
+
+
+def cell(row, name, digits):
+    """``0.870 ± 0.003``: the spread over seeds where there are several, else the error."""
+    value = row.get(name)
+    if not value:
+        return ""
+    uncertainty = row.get(f"{name}_spread") or row.get(f"{name}_error")
+    value = float(value)
+    if digits is None:
+        digits = 1 if value < 100 else 0
+    text = f"{value:.{digits}f}"
+    return f"{text} ± {float(uncertainty):.{digits}f}" if uncertainty else text
+
+
+def quality_columns(rows, prefix=""):
+    """Heading, column and digits of the metrics that a set has."""
+    found = [("accuracy", "accuracy", 3), ("AUC", "auc", 4)]
+    matches = [re.fullmatch(r"rejection_([A-Za-z0-9]+)_([\d.]+)", name) for name in rows[0]]
+    matches = [match for match in matches if match]
+    several = len({match[1] for match in matches}) > 1
+    for match in matches:
+        signal = f"{match[1]} " if several else ""
+        found.append((f"{signal}rejection at {match[2]}%", match[0], None))
+    return [(heading, prefix + name, digits) for heading, name, digits in found]
+
+
+def markdown_table(rows, columns):
+    lines = ["| model | " + " | ".join(heading for heading, *_ in columns) + " |"]
+    lines.append("| --- |" + " ---: |" * len(columns))
+    for row in rows:
+        seeds = int(row.get("seeds") or 1)
+        model = f"`{row['model']}`" + (f" ({seeds} seeds)" if seeds > 1 else "")
+        cells = [cell(row, name, digits) for _, name, digits in columns]
+        lines.append(f"| {model} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def markdown(folder=RESULTS):
+    """The tables of all sets, from their CSVs and ``published.csv``."""
+    blocks = []
+    for name, chosen in SETS.items():
+        path = folder / f"zoo_{name}.csv"
+        if not path.exists():
+            continue
+        rows = read_csv(path)
+        first = rows[0]
+        seen, training = int(first["jets_seen"]), int(first["training_jets"])
+        blocks.append(
+            f"**{chosen.dataset} {chosen.features}, generated jets** "
+            f"({training:,} to train, {seen:,} seen by every model; "
+            f"`python benchmarks/train_zoo.py {name}`):"
+        )
+        blocks.append(markdown_table(rows, quality_columns(rows)))
+        if first.get("real_auc"):
+            blocks.append("The same networks on 1,000 published jets:")
+            blocks.append(markdown_table(rows, quality_columns(rows, "real_")))
+        columns = [
+            ("parameters", "parameters", 0),
+            *((f"MFLOP at {n}", f"mflop_{n}", 0) for n in LENGTHS),
+            ("jets/s", "jets_per_second_stock", 0),
+            ("fast", "jets_per_second_fast", 0),
+            ("int8", "jets_per_second_int8", 0),
+            ("int8 accuracy", "int8_accuracy", 3),
+            ("int8 AUC", "int8_auc", 4),
+        ]
+        blocks.append(markdown_table(rows, columns))
+    blocks.append("**Published, on the published data sets** (not comparable with the above):")
+    blocks.append(published_table(read_csv(folder / "published.csv")))
+    return "\n\n".join(blocks) + "\n"
+
+
+def published_table(rows):
+    columns = ("data set", "model", "accuracy", "AUC", "rejection at 50%", "at 30%", "source")
+    lines = ["| " + " | ".join(columns) + " |", "| --- | --- |" + " ---: |" * 4 + " --- |"]
+    lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def replace_between_marks(path, text):
+    """Put the tables into a file, between the two comments that stand there."""
+    old = path.read_text()
+    start, end = MARKS
+    if old.count(start) != 1 or old.count(end) != 1:
+        raise UserError(f"{path} has no place for the tables: {start} and {end}, once each.")
+    before, _, rest = old.partition(start)
+    _, _, after = rest.partition(end)
+    with tables.atomic(path) as partial:
+        partial.write_text(f"{before}{start}\n\n{text}\n{end}{after}")
+
+
+def known_set(name):
+    if name not in SETS:
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(SETS)}")
+    return name
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("sets", nargs="*", type=known_set, metavar="SET", help=", ".join(SETS))
+    add("--out", type=Path, default=OUT, metavar="DIR", help="of train_zoo.py")
+    add("--repeats", type=int, default=5, metavar="N", help="timed calls of each network")
+    add("--figures-only", action="store_true")
+    add("--markdown", nargs="?", const="-", metavar="FILE", help="print the tables, or put them in")
+    args = parser.parse_args(argv)
+    try:
+        for name in args.sets:
+            runs = read_runs(name, args.out)
+            if not args.figures_only:
+                path = RESULTS / f"zoo_{name}.csv"
+                write_csv(path, measure(name, args.out, args.repeats))
+                print(f"wrote {path.relative_to(ROOT)}")
+            write_figures(name, runs)
+        if args.markdown == "-":
+            print(markdown())
+        elif args.markdown:
+            replace_between_marks(Path(args.markdown), markdown())
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
