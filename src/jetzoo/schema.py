@@ -13,6 +13,9 @@ import awkward as ak
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import uproot
+
+from jetzoo.tables import atomic
 
 # Particles that live long enough to reach a detector, as the published conversion groups them; the
 # rarer ones that a generator may call stable join the hadrons of their charge.
@@ -128,6 +131,27 @@ def write_parquet(tables, path):
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_root(table, path):
+    """Write jets as the TTree `tree` of a ROOT file, as JetClass is published.
+
+    The file appears under its name only when it is complete.
+
+    Parameters
+    ----------
+    table : ak.Array
+        One record per jet; its lists `part_*` have one length per jet, which becomes `npart`.
+    path : path-like
+        The file to write or replace.
+    """
+    jagged = [name for name in table.fields if name.startswith("part_")]
+    branches = {"part": ak.zip({name.removeprefix("part_"): table[name] for name in jagged})} | {
+        name: table[name] for name in table.fields if name not in jagged
+    }
+    with atomic(path) as partial, uproot.recreate(partial, compression=uproot.ZSTD(9)) as file:
+        tree = file.mktree("tree", {name: column.type for name, column in branches.items()})
+        tree.extend(branches)
 
 
 def _pseudorapidity(pt, pz):

@@ -1,8 +1,9 @@
-"""Simulated jets in the published parquet schemas.
+"""Simulated jets in the published schemas and file layouts.
 
-One module per data set holds its physics: `CLASSES`, the labels it knows, and
-`simulate(label, num_jets, seed)`, which returns jets as `jetzoo.schema.jets_table` does. What is
-here is common to them: chunks with seeds of their own, processes, resumption, splits, shuffling.
+One module per data set holds its physics: `CLASSES`, whose keys are the labels it knows; `PATHS`,
+the files of each split, with `{shard}` and, if the classes have files of their own, `{label}`; and
+`simulate(label, num_jets, seed)`, which returns jets as they are to be stored. What is here is
+common to them: chunks with seeds of their own, processes, resumption, splits, shuffling.
 """
 
 import os
@@ -19,35 +20,39 @@ import numpy as np
 from tqdm import tqdm
 
 from jetzoo import UserError
-from jetzoo.schema import write_parquet
+from jetzoo.schema import write_parquet, write_root
 
-GENERATORS = {"QuarkGluon": "jetzoo.simulate.quarkgluon"}
+GENERATORS = {
+    "JetClass": "jetzoo.simulate.jetclass",
+    "QuarkGluon": "jetzoo.simulate.quarkgluon",
+    "TopLandscape": "jetzoo.simulate.toplandscape",
+}
 SPLITS = {"train": 0.7, "val": 0.8, "test": 1.0}  # each ends at this fraction of the jets
 CHUNK_JETS = 500
 SHARD_JETS = 100_000
 PYTHIA_SEEDS = 900_000_000  # Pythia takes seeds from 1 to this
 # Mantissa bits kept, of 24. Masses of pairs are differences of large numbers: momenta need more.
 BITS = dict.fromkeys(("part_px", "part_py", "part_pz", "part_energy"), 20) | dict.fromkeys(
-    ("part_deta", "part_dphi"), 12
+    ("part_deta", "part_dphi", "part_d0val", "part_d0err", "part_dzval", "part_dzerr"), 12
 )
 
 
 def generate(dataset, num_jets, directory, *, seed=1, jobs=1):
     """Simulate jets and write them as shuffled training, validation and test files.
 
-    The classes have equal shares of every file; the splits are 70%, 10% and 20% of the jets. The
-    files depend on `num_jets` and `seed` only, byte for byte. Finished chunks are kept in a hidden
-    folder inside `directory`, so that the same call continues after an interruption; the files
-    appear when all jets are there. Processes are spawned, so a script calls this from under
-    `if __name__ == "__main__":`.
+    The classes have equal shares of every split, and of every file unless they have files of their
+    own; the splits are 70%, 10% and 20% of the jets. The jets depend on `num_jets` and `seed` only,
+    and so do parquet files, byte for byte; ROOT files hold the time of writing, too. Finished
+    chunks are kept in a hidden folder inside `directory`, so that the same call continues after an
+    interruption; the files appear when all jets are there. Processes are spawned, so a script
+    calls this from under `if __name__ == "__main__":`.
 
     Digits beyond what any detector resolves are dropped, for smaller files: momenta are rounded to
-    1e-6 of their value, `part_deta` and `part_dphi` to 2.5e-4 of theirs.
+    1e-6 of their value, angles and impact parameters to 2.5e-4 of theirs.
 
     Parameters
     ----------
-    dataset : str
-        "QuarkGluon".
+    dataset : {'JetClass', 'QuarkGluon', 'TopLandscape'}
     num_jets : int
         Number of jets of all classes and splits together, at least 10 per class.
     directory : path-like
@@ -60,7 +65,7 @@ def generate(dataset, num_jets, directory, *, seed=1, jobs=1):
     Returns
     -------
     list of Path
-        {train,val,test}_file_*.parquet, of at most 100,000 jets each.
+        The files, as the published ones are named.
 
     Raises
     ------
@@ -71,23 +76,26 @@ def generate(dataset, num_jets, directory, *, seed=1, jobs=1):
     if dataset not in GENERATORS:
         raise UserError(f"there is no generator of {dataset}, only of {', '.join(GENERATORS)}")
     try:
-        classes = import_module(GENERATORS[dataset]).CLASSES
+        module = import_module(GENERATORS[dataset])
     except ModuleNotFoundError as error:
         raise UserError(
             f"the simulation needs {error.name}: pip install -e '.[simulate]'"
         ) from error
+    classes = sorted(module.CLASSES)
     if num_jets < 10 * len(classes):
         raise UserError(f"{dataset} takes at least {10 * len(classes)} jets, not {num_jets}")
     if seed < 0:
         raise UserError(f"the seed must not be negative, not {seed}")
     directory = Path(directory)
     partial = directory / f".partial-{num_jets}-{seed}"
-    if any(directory.glob("*_file_*.parquet")) and not partial.exists():
+    present = (path for kind in ("parquet", "root") for path in directory.rglob(f"*.{kind}"))
+    finished = (path for path in present if ".partial-" not in str(path.relative_to(directory)))
+    if any(finished) and not partial.exists():
         raise UserError(f"{directory} already holds jets: give another folder")
     partial.mkdir(parents=True, exist_ok=True)
 
     rng = np.random.default_rng(seed)
-    counts = {label: (num_jets + i) // len(classes) for i, label in enumerate(sorted(classes))}
+    counts = {label: (num_jets + i) // len(classes) for i, label in enumerate(classes)}
     chunks = [
         (label, start, min(CHUNK_JETS, count - start))
         for label, count in counts.items()
@@ -102,17 +110,20 @@ def generate(dataset, num_jets, directory, *, seed=1, jobs=1):
     _run([task for task in tasks if not task[-1].exists()], num_jets, jobs)
 
     paths = []
-    for name, shard in _shards(counts):
+    for name, shard in _files(module.PATHS, counts):
         jets = ak.concatenate([_read(partial, label, *span) for label, span in shard.items()])
         jets = jets[rng.permutation(len(jets))]
-        for column, bits in BITS.items():
-            jets[column] = _round(jets[column], bits)
-        write_parquet(jets, partial / name)
-        paths.append(directory / name)
-    for path in paths:
-        os.replace(partial / path.name, path)
+        for column in BITS.keys() & set(jets.fields):
+            jets[column] = _round(jets[column], BITS[column])
+        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+        write = write_root if name.endswith(".root") else write_parquet
+        write(jets, partial / name)
+        paths.append(name)
+    for name in paths:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(partial / name, directory / name)
     shutil.rmtree(partial)
-    return paths
+    return [directory / name for name in paths]
 
 
 def _run(tasks, num_jets, jobs):
@@ -154,20 +165,25 @@ def _chunk_path(folder, label, start):
     return folder / f"{label}_{start // CHUNK_JETS}.parquet"
 
 
-def _shards(counts):
+def _files(paths, counts):
     """Names of the files, and the jets [start, stop) of each class that go into each."""
     begin = dict.fromkeys(counts, 0)
     for split, fraction in SPLITS.items():
         end = {label: round(fraction * count) for label, count in counts.items()}
-        num_jets = sum(end[label] - begin[label] for label in counts)
-        # One jet of each class of slack, as the edges are rounded.
-        num_shards = -(-(num_jets + len(counts)) // SHARD_JETS)
-        edges = {
-            label: np.linspace(begin[label], end[label], num_shards + 1).round().astype(int)
-            for label in counts
-        }
-        for i in range(num_shards):
-            yield f"{split}_file_{i}.parquet", {label: edges[label][i : i + 2] for label in counts}
+        own = "{label" in paths[split]
+        for labels in ([label] for label in counts) if own else [list(counts)]:
+            num_jets = sum(end[label] - begin[label] for label in labels)
+            # One jet of each class of slack, as the edges are rounded.
+            num_shards = (
+                -(-(num_jets + len(labels)) // SHARD_JETS) if "{shard" in paths[split] else 1
+            )
+            edges = {
+                label: np.linspace(begin[label], end[label], num_shards + 1).round().astype(int)
+                for label in labels
+            }
+            for i in range(num_shards):
+                name = paths[split].format(label=labels[0], shard=i)
+                yield name, {label: edges[label][i : i + 2] for label in labels}
         begin = end
 
 

@@ -17,6 +17,7 @@ import pythia8mc
 
 from jetzoo.schema import jets_table, massless_p4
 
+PATHS = {split: f"{split}_file_{{shard}}.parquet" for split in ("train", "val", "test")}
 # Hard process, and the flavours that quarks taken from the protons may have: in Z + quark, that of
 # the jet.
 CLASSES = {0: ("qqbar2gmZg", 5), 1: ("qg2gmZq", 3)}

@@ -1,0 +1,100 @@
+"""Top and QCD jets by the recipe of the top-tagging reference data set.
+
+Proton collisions at 14 TeV in Pythia 8 without pile-up: pairs of hadronically decaying tops, and
+QCD dijets. The detector is that of ATLAS in Delphes. Energy-flow objects are clustered with
+anti-kT, R = 0.8; the leading jet is kept if it has 550-650 GeV of transverse momentum and
+|eta| < 2, and, of a top, if the top and its three quarks lie within 0.8. The 200 hardest
+constituents are stored as massless four-vectors.
+
+The papers say that multiple interactions were ignored. Pythia's, which are the underlying event,
+are on here, as the published jets have the particles and the width that they bring.
+
+References
+----------
+Butter, Kasieczka, Plehn, Russell, "Deep-learned Top Tagging with a Lorentz Layer",
+arXiv:1707.08966; Kasieczka et al., "The Machine Learning Landscape of Top Taggers",
+arXiv:1902.09914; data at https://doi.org/10.5281/zenodo.2603256.
+"""
+
+import awkward as ak
+import numpy as np
+
+from jetzoo.schema import jets_table, massless_p4
+from jetzoo.simulate.detector import ATLAS
+from jetzoo.simulate.events import (
+    DecayVeto,
+    batches,
+    cluster,
+    direction,
+    distance,
+    hard_partons,
+    is_matched,
+    new_pythia,
+)
+
+PATHS = {split: f"{split}_file.parquet" for split in ("train", "val", "test")}
+CLASSES = {
+    0: ("HardQCD:all = on", "PhaseSpace:pTHatMin = 480.", "PhaseSpace:pTHatMax = 900."),
+    1: (
+        "Top:gg2ttbar = on",
+        "Top:qqbar2ttbar = on",
+        "24:onMode = off",
+        "24:onIfAny = 1 2 3 4 5",
+        "PhaseSpace:pTHatMin = 450.",
+        "PhaseSpace:pTHatMax = 900.",
+    ),
+}
+RADIUS = 0.8
+JET_PT = (550.0, 650.0)  # GeV
+JET_MAX_ETA = 2.0
+MAX_PARTICLES = 200
+TOP = 6
+
+
+def simulate(label, num_jets, seed):
+    """Simulate jets of one class.
+
+    Parameters
+    ----------
+    label : int
+        1 for top jets, 0 for QCD jets.
+    num_jets : int
+    seed : int
+        From 1 to 900,000,000.
+
+    Returns
+    -------
+    ak.Array
+        Jets as of `jetzoo.schema.jets_table`.
+    """
+    veto = DecayVeto((TOP,), 450.0, 850.0, 2.3, 1.1) if label == 1 else None
+    pythia = new_pythia(("Beams:eCM = 14000.", *CLASSES[label]), seed, veto)
+    found, num_found = [], 0
+    for record, objects in batches(pythia, ATLAS, np.random.default_rng(seed)):
+        jets, constituents = cluster(objects, RADIUS, JET_PT[0])
+        # Only the leading jet of an event counts.
+        jets, constituents = jets[:, :1], constituents[:, :1]
+        selected = (jets.pt < JET_PT[1]) & (abs(jets.eta) < JET_MAX_ETA)
+        if label == 1:
+            selected = selected & _holds_top(jets, record)
+        found.append(ak.flatten(constituents[selected], axis=1))
+        num_found += len(found[-1])
+        if num_found >= num_jets:
+            break
+    particles = ak.concatenate(found)[:num_jets]
+    particles = particles[ak.argsort(direction(particles).pt, axis=1, ascending=False)]
+    particles = direction(particles[:, :MAX_PARTICLES])
+    p4 = massless_p4(particles.pt, particles.eta, particles.phi)
+    return jets_table(*p4, np.full(num_jets, label))
+
+
+def _holds_top(jets, record):
+    """Which jets have a top and all that it decayed to within their radius."""
+    partons = hard_partons(record)
+    matched = False
+    for sign in (1, -1):
+        # The W and the b of a top carry its sign, and what the W decays to has it as mother.
+        decay = partons[partons.mother * sign > 0]
+        tops = direction(record.p[decay.resonance[decay.mother == sign * TOP]])
+        matched = matched | is_matched(jets, decay, RADIUS) & (distance(jets, tops[:, 0]) < RADIUS)
+    return matched
