@@ -102,9 +102,9 @@ def roofline(run, colours):
         axes.annotate(
             f"{label} {bandwidth / 1e9:.3g} GB/s",
             (x[8], y[8]),
-            (2, 5 if style == "--" else -3),
+            (7, -2),
             textcoords="offset points",
-            va="bottom" if style == "--" else "top",
+            va="top",
             fontsize=8,
         )
     axes.annotate(
@@ -117,9 +117,12 @@ def roofline(run, colours):
     )
     total = sum(row.seconds for row in run.rows)
     handles = []
+    # Two decades at least.
+    slowest, fastest = limits.flops / 1e11, limits.flops / 1e9
     for number, row in enumerate(rows, 1):
         speed = row.flops / row.seconds / 1e9
         share = row.seconds / total
+        slowest, fastest = min(slowest, speed), max(fastest, speed)
         (dot,) = axes.plot(
             row.intensity,
             speed,
@@ -130,13 +133,14 @@ def roofline(run, colours):
             mew=0.5,
             label=f"{number}  {row.short}  {100 * share:.1f}%",
         )
-        if number <= NUMBERED:
+        if number <= NUMBERED and share > 0.002:
             axes.annotate(str(number), (row.intensity, speed), ha="center", va="center", fontsize=7)
             handles.append(dot)
     axes.set(
         xscale="log",
         yscale="log",
         xlim=(x[0], x[-1]),
+        ylim=(slowest / 2, 3 * fastest),
         xlabel="arithmetic intensity [FLOP/byte]",
         ylabel="achieved [GFLOP/s]",
     )

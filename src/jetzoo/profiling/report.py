@@ -353,6 +353,8 @@ def _digits(x):
 
 
 def _within(run, row):
+    if row.module == NETWORK:
+        return [r for r in run.rows if r.module not in (*PARTS, STEP)]
     inner = f"{row.module}."
     return [r for r in run.rows if r is row or r.module.startswith(inner)]
 
@@ -568,8 +570,8 @@ def measure(steps, repeats):
 
 
 def works_outside(module):
-    """Whether a module tells what it does outside of PyTorch, see :class:`Tally`."""
-    return hasattr(module, "flops") or hasattr(module, "stage_seconds")
+    """Whether a module works outside of PyTorch; it may tell what it does, see :class:`Tally`."""
+    return type(module).__module__.startswith("jetzoo.native") or hasattr(module, "stage_seconds")
 
 
 def make_rows(timers, counted):
@@ -609,13 +611,13 @@ def make_rows(timers, counted):
         # A network may take another way while its operations are counted, where a kernel outside
         # of PyTorch does the work of several modules: that belongs to the module that called it.
         doer = name
-        while name not in PARTS and doer != NETWORK and not rows[doer].seconds:
+        while name not in PARTS and doer != NETWORK and not rows[doer].calls:
             doer = parent(doer)
         rows[doer].flops += counted.flops[name]
         rows[doer].bytes_moved += counted.bytes_moved[name]
         rows[doer].operations += counted.operations[name]
     rows = sorted(
-        (row for row in rows.values() if row.seconds or row.flops or row.operations),
+        (row for row in rows.values() if row.seconds or row.flops or row.bytes_moved),
         key=lambda row: (
             row.module in PARTS,
             order.get(row.module, order.get(parent(row.module), 0)),

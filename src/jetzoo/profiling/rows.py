@@ -10,11 +10,12 @@ REST, FUSED = "batching, packing, Python", "fused kernel"
 # engine's, so that these can be compared.
 KINDS = {
     "embedding": r"embed",
-    "pair embedding": r"pair_embed|pair",
-    "attention": r"blocks(\.\d+)?\.(attn|pre_attn_norm|post_attn_norm)|mixers|attention",
+    "pair embedding": r"pair_embed",
+    "attention": r"blocks(\.(\d+|\*))?\.(attn|pre_attn_norm|post_attn_norm)|mixers",
     "feed-forward": r"blocks|feed_forwards?",
-    "class attention": r"cls_\w+|class_attention",
+    "class attention": r"cls_\w+",
     "head": r"norm|fc|head",
+    REST: r"trimmer",
 }
 PART_KINDS = {LOSS: "loss", OPTIMIZER: "optimizer", AUTOGRAD: "autograd"}
 WRAPPERS = re.compile(r"^((mod|network|folded|\(network\))(\.|$))+")
@@ -80,9 +81,9 @@ class Row:
         for kind, pattern in KINDS.items():
             if re.match(rf"({pattern})(\.|$)", name):
                 return kind
-        if self.fused:
-            return FUSED
-        return name.split(".")[0] if name not in ("", STEP, NETWORK) else REST
+        if name in ("", STEP, NETWORK):
+            return FUSED if self.fused else REST
+        return name.split(".")[0]
 
     @property
     def short(self):
@@ -97,7 +98,7 @@ class Row:
         name = WRAPPERS.sub("", self.module)
         if self.module in PART_KINDS or name in ("", STEP, NETWORK):
             return self.kind
-        return re.match(r"[^.]+(\.\d+)?", name)[0]
+        return re.match(r"[^.]+(\.(\d+|\*))?", name)[0]
 
     @property
     def operation(self):
