@@ -27,7 +27,7 @@ def make_step(variant, model, jets, device, amp):
         network, inputs = model, jets
     else:
         network, inputs = weaver_part(model, trim=variant.endswith("trimmed")), jets[1:]
-    network = network.to(device).train()
+    network = network.to(device).train().requires_grad_()
     inputs = [x.to(device) for x in inputs]
     target = (torch.arange(len(jets[0]), device=device) % 2).long()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)

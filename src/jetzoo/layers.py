@@ -12,8 +12,10 @@ from torch.utils.checkpoint import checkpoint
 
 from . import zoo
 from .attention import attention, check_backend
+from .attention.jagged import packed_attention
 from .kinematics import at_least_float32, cylindrical, pair_features
-from .packing import Padded, pack, pt_order
+from .native.training import add_norm, gelu_norm, layer_norm, scaled_add, usable
+from .packing import Packed, Padded, pack, pt_order
 
 
 class Embed(nn.Module):
@@ -36,7 +38,12 @@ class Embed(nn.Module):
 
     def forward(self, x):
         """(..., C) to (..., D)."""
-        return self.embed(self.input_bn(x.flatten(0, -2)).view_as(x))
+        x = self.input_bn(x.flatten(0, -2)).view_as(x)
+        norm, *layers, last, act = self.embed
+        x = layer_norm(x, norm)
+        for linear, norm in zip(layers[::3], layers[2::3], strict=True):
+            x = gelu_norm(x, linear, norm)
+        return act(last(x))
 
 
 class PointwiseConv(nn.Conv1d):
@@ -91,9 +98,7 @@ class PairEmbed(nn.Module):
         Tensor, (B, H, n, n)
             Symmetric; of no meaning where one of the two is padding.
         """
-        with torch.no_grad(), torch.autocast(lorentz_vectors.device.type, enabled=False):
-            vectors = at_least_float32(layout.take(lorentz_vectors))
-            particles = (vectors, *cylindrical(vectors))
+        particles = _particles(lorentz_vectors, layout)
         if isinstance(layout, Padded):
             with torch.no_grad(), torch.autocast(lorentz_vectors.device.type, enabled=False):
                 rows = [x.unsqueeze(2) for x in particles]  # (B, N, 1, ...)
@@ -115,6 +120,11 @@ class PairEmbed(nn.Module):
                 bias[:, ij] = part
                 bias[:, ji] = part
         return bias.unflatten(1, (batch_size, length, length)).transpose(0, 1)
+
+    def pairs(self, lorentz_vectors, layout):
+        """Bias (H, P) of the pairs of packed jets, see :attr:`jetzoo.packing.Packed.pairs`."""
+        i, j, *_ = layout.pairs
+        return self._recomputed(_features(_particles(lorentz_vectors, layout), i, j))
 
     def _recomputed(self, features):
         """The MLP of features (1, 4, P), (H, P), whose hidden layers are not kept."""
@@ -143,6 +153,13 @@ class PairEmbed(nn.Module):
                 norm.momentum = momentum
                 if self.training:
                     norm.num_batches_tracked.sub_(1)
+
+
+def _particles(lorentz_vectors, layout):
+    """Four-vectors (..., 4) of the tokens, and what is derived of them."""
+    with torch.no_grad(), torch.autocast(lorentz_vectors.device.type, enabled=False):
+        vectors = at_least_float32(layout.take(lorentz_vectors))
+        return vectors, *cylindrical(vectors)
 
 
 def _features(particles, i, j):
@@ -210,6 +227,15 @@ class Attention(nn.Module):
                 state_dict[f"{prefix}in_proj.{name}"] = state_dict.pop(f"{prefix}in_proj_{name}")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def works_on_pairs(self, x, layout):
+        """Whether a bias is one number per pair of the layout, and nothing is padded."""
+        return (
+            self.backend in ("auto", "jagged")
+            and isinstance(layout, Packed)
+            and usable(x)
+            and "attend" not in vars(self)  # not replaced to look at, see jetzoo.interpret
+        )
+
     def heads(self, x):
         """(B, L, D) to (B, H, L, d)."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -229,7 +255,16 @@ class Attention(nn.Module):
         return out.transpose(1, 2).flatten(2)
 
     def forward(self, x, layout, bias=None):
-        """Self-attention of the tokens ``x`` (..., D) of each jet, with a bias (B, H, n, n)."""
+        """Self-attention of the tokens ``x`` (..., D) of each jet.
+
+        The bias is (B, H, n, n), or (H, P) if :meth:`works_on_pairs`.
+        """
+        if self.works_on_pairs(x, layout):
+            dropout = self.dropout if self.training else 0.0
+            out = packed_attention(
+                self.in_proj(x), self.num_heads, layout, bias=bias, dropout_p=dropout
+            )
+            return self.out_proj(out)
         q, k, v = (layout.pad(part) for part in self.in_proj(x).chunk(3, dim=-1))
         return self.out_proj(layout.unpad(self.attend(q, k, v, bias, layout.mask)))
 
@@ -296,10 +331,13 @@ class Block(nn.Module):
 
     def residuals(self, x, mixed):
         """Add what the attention gave to ``x``, then the feed-forward part."""
-        mixed = mixed.unflatten(-1, (len(self.c_attn), -1)) * self.c_attn[:, None]
-        x = x + self.dropout(self.post_attn_norm(mixed.flatten(-2)))
-        hidden = self.act_dropout(self.act(self.fc1(self.pre_fc_norm(x))))
-        return self.w_resid * x + self.dropout(self.fc2(self.post_fc_norm(hidden)))
+        dropout = self.dropout.p if self.training else 0.0
+        act_dropout = self.act_dropout.p if self.training else 0.0
+        scale = self.c_attn.repeat_interleave(mixed.shape[-1] // len(self.c_attn))
+        x = add_norm(x, mixed, scale, self.post_attn_norm, dropout)
+        hidden = layer_norm(x, self.pre_fc_norm)
+        hidden = gelu_norm(hidden, self.fc1, self.post_fc_norm, act_dropout)
+        return scaled_add(x, self.fc2(hidden), self.w_resid, dropout)
 
 
 class ParticleBlock(Block):
@@ -307,7 +345,7 @@ class ParticleBlock(Block):
 
     def forward(self, x, layout, bias=None):
         """Tokens (..., D) to tokens."""
-        return self.residuals(x, self.attn(self.pre_attn_norm(x), layout, bias))
+        return self.residuals(x, self.attn(layer_norm(x, self.pre_attn_norm), layout, bias))
 
 
 class ClassBlock(Block):
@@ -315,7 +353,8 @@ class ClassBlock(Block):
 
     def forward(self, cls, x, layout):
         """Class token (B, 1, D) and tokens (..., D) to class token."""
-        mixed = self.attn(cls, self.pre_attn_norm(cls), self.pre_attn_norm(x), layout)
+        norm = self.pre_attn_norm
+        mixed = self.attn(cls, layer_norm(cls, norm), layer_norm(x, norm), layout)
         return self.residuals(cls, mixed)
 
 
@@ -451,7 +490,12 @@ class ParticleTransformer(nn.Module):
         else:
             layout = pack(mask, key, with_pairs=self.pair_embed is not None)
         x = self.embed(layout.take(features))
-        bias = self.pair_embed(lorentz_vectors, layout) if self.pair_embed else None
+        bias = None
+        if self.pair_embed:
+            mixers = [block.attn for block in self.blocks]
+            by_pair = all(isinstance(m, Attention) and m.works_on_pairs(x, layout) for m in mixers)
+            embed = self.pair_embed.pairs if by_pair else self.pair_embed
+            bias = embed(lorentz_vectors, layout)
         for block in self.blocks:
             x = block(x, layout, bias)
         # `len(mask)` would be a constant of an exported graph.

@@ -7,6 +7,7 @@ predicts. :class:`Padded` keeps the rectangle, because exported graphs want stat
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -92,6 +93,22 @@ class Packed:
     source: torch.Tensor
     target: torch.Tensor
     pairs: tuple | None
+
+    @cached_property
+    def counts(self):
+        """Particles of each jet, (B,)."""
+        return self.mask.sum(1)
+
+    @cached_property
+    def first(self):
+        """First token of each jet, (B,)."""
+        return self.counts.cumsum(0) - self.counts
+
+    @cached_property
+    def first_pair(self):
+        """First pair of each jet, (B,)."""
+        sizes = self.counts * (self.counts + 1) // 2
+        return sizes.cumsum(0) - sizes
 
     def take(self, x):
         """Tokens of a weaver input: (B, C, N) -> (T, C)."""

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .flash import flash_attn
 from .flex import flex
-from .jagged import jagged
+from .jagged import available, jagged
 from .reference import reference
 
 _logger = logging.getLogger("jetzoo")
@@ -90,7 +90,7 @@ def choose_backend(q, k, bias=None, dropout_p=0.0):
     # infer, no bias     1.6 | 6.5    4.0 | 7.4     10 | 11       15 | 14      11 | 11
     trains = dropout_p or any(torch.is_grad_enabled() and x.requires_grad for x in (q, k))
     pays = min(q.shape[2], k.shape[2]) >= 48 and (trains or bias is not None)
-    return "jagged" if pays and not torch.compiler.is_compiling() else "sdpa"
+    return "jagged" if pays and not torch.compiler.is_compiling() and available(q) else "sdpa"
 
 
 @functools.cache
@@ -115,7 +115,7 @@ def attention(q, k, v, *, bias=None, mask=None, dropout_p=0.0, backend="auto"):
     backend : {"auto", "reference", "sdpa", "jagged", "flex", "triton", "flash_attn"}
         "auto" picks by device, dtype, bias and length, and logs what it picked when it does so
         for the first time. "reference" is the truth in any floating dtype; "sdpa" is PyTorch's
-        own; "jagged" goes jet by jet, for CPUs; "flex" is FlexAttention, without dropout;
+        own; "jagged" goes jet by jet, in C++, for CPUs; "flex" is FlexAttention, without dropout;
         "triton" is this project's kernel; "flash_attn" is the package, without bias.
 
     Returns
