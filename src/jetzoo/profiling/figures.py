@@ -29,7 +29,7 @@ def _colours(names, plain=(OTHER, REST)):
 def kind_colours(runs):
     """Colours of the kinds of layers, the same in all figures of a report."""
     found = [kind for run in runs for kind in seconds_by(run.rows, "kind")]
-    return _colours(dict.fromkeys([*KINDS, *found]))
+    return _colours(dict.fromkeys([*(kind for kind in KINDS if kind in found), *found]))
 
 
 def _bare(axes):
@@ -127,7 +127,7 @@ def roofline(run, colours):
             row.intensity,
             speed,
             "o",
-            ms=5 + 45 * share,
+            ms=4 + 30 * share**0.5,
             color=to_rgba(colours[row.kind], 0.75),
             mec="white",
             mew=0.5,

@@ -46,7 +46,7 @@ class Loading:
         Parameters
         ----------
         what : str
-            What consumes, such as "the training step".
+            What consumes, such as "the inference".
         consumed : float
             Jets/s.
         in_memory : bool
@@ -56,8 +56,8 @@ class Loading:
         workers = self.balance(consumed, in_memory)
         if workers == 1:
             return (
-                f"{what} is the bottleneck: it consumes {consumed:,.0f} jets/s, and {loader}; more "
-                "workers bring nothing."
+                f"{what[0].upper()}{what[1:]} is the bottleneck: it consumes {consumed:,.0f} "
+                f"jets/s, and {loader}; more workers bring nothing."
             )
         return (
             f"The loading is the bottleneck: {what} consumes {consumed:,.0f} jets/s, but {loader}; "

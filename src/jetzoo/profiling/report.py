@@ -27,6 +27,7 @@ INFERENCE, TRAINING = "inference", "training step"
 WARM_UP = 2
 TRIMMER = 6  # calls after which weaver's own network cuts batches to their longest jet
 LINES = 16  # of the table in the terminal
+SMALLEST = 0.0005  # of the time, of a row of a table
 
 COLUMNS = (
     "module",
@@ -246,7 +247,11 @@ class Report:
     def loading_sentences(self):
         """What is the bottleneck in each run."""
         return [
-            self.loading.sentence(run.title, run.jets_per_second, in_memory=run.mode == TRAINING)
+            self.loading.sentence(
+                f"the {run.mode} of {run.label}",
+                run.jets_per_second,
+                in_memory=run.mode == TRAINING,
+            )
             for run in self.runs
         ]
 
@@ -286,12 +291,12 @@ class Report:
             (
                 run.label,
                 run.mode,
-                f"{1e3 * run.seconds:.4g}",
+                _short(1e3 * run.seconds),
                 f"{run.jets_per_second:,.0f}",
                 f"{self.first(run).seconds / run.seconds:.2f}",
-                f"{sum(row.flops for row in run.rows) / 1e9:.3g}",
-                f"{sum(row.bytes_moved for row in run.rows) / 1e6:.3g}",
-                f"{run.trace.peak / 2**20:.4g}",
+                _short(sum(row.flops for row in run.rows) / 1e9),
+                _short(sum(row.bytes_moved for row in run.rows) / 1e6),
+                _short(run.trace.peak / 2**20),
             )
             for run in self.runs
         ]
@@ -316,8 +321,7 @@ class Report:
             found.append(Table(*TERMINAL, title=run.title))
             for line in lines[:LINES]:
                 found[-1].add_row(*(line[column] for column in columns))
-            if lines[LINES:]:
-                found[-1].caption = f"and {len(lines) - LINES} more in modules.csv"
+            found[-1].caption = "smaller ones are in index.html and modules.csv"
         return found
 
     def page(self, panels, contents):
@@ -333,7 +337,8 @@ class Report:
             limits = run.limits
             body.append(f"<h2>Modules: {html.escape(run.title)}</h2>")
             body.append(
-                f"<p>Repeated layers are added up (*); {run.num_jets} jets. The time of a module "
+                f"<p>Repeated layers are added up (*); {run.num_jets} jets. What took less than "
+                f"{SMALLEST:.2%} of the time is in modules.csv. The time of a module "
                 "is without the modules within it. It is at least the FLOPs over "
                 f"{limits.flops / 1e9:.3g} GFLOP/s, the bytes over {limits.memory / 1e9:.3g} GB/s "
                 f"(from the cache {limits.cache / 1e9:.3g} GB/s) and {1e6 * limits.call:.2g} µs "
@@ -359,25 +364,34 @@ def _within(run, row):
     return [r for r in run.rows if r is row or r.module.startswith(inner)]
 
 
+def _short(x):
+    """Three digits without an exponent."""
+    if 0 < x < 1e-3:
+        return "<0.001"
+    return f"{x:,.0f}" if x >= 1000 else f"{x:.3g}"
+
+
 def table_lines(run):
-    """Merged rows as text, in the order of ``COLUMNS``."""
+    """Merged rows as text, in the order of ``COLUMNS``; the smallest ones are left out."""
     total = sum(row.seconds for row in run.rows)
     lines = []
     for row in merge(run.rows):
+        if row.seconds < SMALLEST * total:
+            break
         verdict, share = row.bound(run.limits)
-        rate = 1 / row.seconds if row.seconds > 0 else 0.0
+        rate = 1e-9 / row.seconds
         lines.append(
             (
                 row.short,
                 row.type,
                 f"{row.calls}",
-                f"{1e3 * row.seconds:.3g}",
+                _short(1e3 * row.seconds),
                 f"{100 * row.seconds / total:.1f}%",
-                f"{row.flops / 1e9:.3g}",
-                f"{row.bytes_moved / 1e6:.3g}",
-                "–" if row.intensity is None else f"{row.intensity:.3g}",
-                f"{1e-9 * rate * row.flops:.3g}",
-                f"{1e-9 * rate * row.bytes_moved:.3g}",
+                _short(row.flops / 1e9),
+                _short(row.bytes_moved / 1e6),
+                "–" if row.intensity is None else _short(row.intensity),
+                _short(rate * row.flops),
+                _short(rate * row.bytes_moved),
                 verdict.removesuffix("-bound") or "–",
                 f"{100 * share:.0f}%" if verdict else "–",
             )
