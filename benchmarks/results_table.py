@@ -148,7 +148,8 @@ def quality(metrics, prefix=""):
 
 def cost(tagger):
     """Parameters, and millions of floating point operations per jet of each of ``LENGTHS``."""
-    columns = {"parameters": sum(p.numel() for p in tagger.model.parameters())}
+    model = tagger.model.requires_grad_(False)
+    columns = {"parameters": sum(p.numel() for p in model.parameters())}
     generator = torch.Generator().manual_seed(1)
     for length in LENGTHS:
         momentum = torch.randn(1, 3, length, generator=generator)
@@ -157,8 +158,7 @@ def cost(tagger):
         shapes = {"points": (1, 2, length), "features": (1, features, length)}
         points, features = (torch.randn(s, generator=generator) for s in shapes.values())
         jet = (points, features, vectors, torch.ones(1, 1, length))
-        with torch.no_grad():
-            columns[f"mflop_{length}"] = profiling.flops(lambda jet=jet: tagger.model(*jet)) / 1e6
+        columns[f"mflop_{length}"] = profiling.flops(lambda jet=jet: model(*jet)) / 1e6
     return columns
 
 
@@ -173,10 +173,11 @@ def speeds(runs, repeats):
     engines : dict of str to nn.Module
         The int8 networks.
     """
-    calls, engines = {}, {}
+    calls, counts, engines = {}, {}, {}
     for model, (run, *_) in tqdm(runs.items(), desc="prepare"):
         tagger, files = load(run), data_files(run["folder"] / "train.log")
         jets = sample(tagger, files["test"], SPEED_JETS)
+        counts[model] = len(jets[0])
         engines[model] = jetzoo.accelerate(
             tagger.model, "int8", calibration=sample(tagger, files["val"], CALIBRATION_JETS)
         )
@@ -192,7 +193,7 @@ def speeds(runs, repeats):
     columns = {}
     for model in runs:
         columns[model] = {
-            f"jets_per_second_{kind}": SPEED_JETS / statistics.median(seconds[model, kind])
+            f"jets_per_second_{kind}": counts[model] / statistics.median(seconds[model, kind])
             for kind in ("stock", "fast", "int8")
         }
         for one, other in (("fast", "stock"), ("int8", "fast")):
@@ -353,11 +354,11 @@ def markdown_table(rows, columns):
     return "\n".join(lines)
 
 
-def markdown(folder=RESULTS):
+def markdown():
     """The tables of all sets, from their CSVs and ``published.csv``."""
     blocks = []
     for name, chosen in SETS.items():
-        path = folder / f"zoo_{name}.csv"
+        path = RESULTS / f"zoo_{name}.csv"
         if not path.exists():
             continue
         rows = read_csv(path)
@@ -383,7 +384,7 @@ def markdown(folder=RESULTS):
         ]
         blocks.append(markdown_table(rows, columns))
     blocks.append("**Published, on the published data sets** (not comparable with the above):")
-    blocks.append(published_table(read_csv(folder / "published.csv")))
+    blocks.append(published_table(read_csv(RESULTS / "published.csv")))
     return "\n\n".join(blocks) + "\n"
 
 

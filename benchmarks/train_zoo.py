@@ -214,10 +214,10 @@ def train(run, out, bar, threads):
         process.wait()
     seconds = time.monotonic() - start
     pattern = ROOT / "training" / run.of.dataset / run.model / run.of.features / f"*{comment}*"
-    found = glob.glob(str(pattern))
+    found = sorted(glob.glob(str(pattern)))  # the name begins with the time
     if process.returncode or not found:
         raise UserError(f"{shlex.join(run.command())} failed:\n" + "\n".join(last))
-    collect(run, Path(found[0]), run.folder(out), seconds)
+    collect(run, Path(found[-1]), run.folder(out), seconds)
     return json.loads((run.folder(out) / "metrics.json").read_text())
 
 
