@@ -186,8 +186,12 @@ def rejection_text(row):
 
 
 def against_text(row):
+    """``(quark against gluon at 50%)``."""
+    from jetzoo.evaluate import NAMES
+
     signal, background = (
-        row[key].removeprefix("label_").removeprefix("jet_is") for key in ("signal", "background")
+        name.removeprefix("label_") if name.startswith("label_") else NAMES[name]
+        for name in (row["signal"], row["background"])
     )
     return f"({signal} against {background} at {100 * row['signal_efficiency']:g}%)"
 
