@@ -68,7 +68,32 @@ def jets_table(px, py, pz, energy, label, pid=None):
     Qu, Li, Qian, "Particle Transformer for Jet Tagging", arXiv:2202.03772, appendix on the inputs.
     """
     order = ak.argsort(np.hypot(px, py), axis=1, ascending=False, stable=True)
-    px, py, pz, energy = (ak.values_astype(x[order], np.float64) for x in (px, py, pz, energy))
+    columns = kinematic_columns(*(x[order] for x in (px, py, pz, energy)))
+    if pid is not None:
+        pid = ak.values_astype(pid[order], np.int32)
+        columns |= _identity(pid)
+    table = {"label": np.array(label, dtype=np.int64), "jet_nparticles": ak.num(px)}
+    table |= {name: ak.values_astype(column, np.float32) for name, column in columns.items()}
+    if pid is not None:
+        table["part_pid"] = pid
+    return ak.zip(table, depth_limit=1)
+
+
+def kinematic_columns(px, py, pz, energy):
+    """The columns that follow from the particles' four-vectors, as of `jets_table`.
+
+    Parameters
+    ----------
+    px, py, pz, energy : ak.Array
+        Jagged arrays (jets, particles), in GeV and in their final order.
+
+    Returns
+    -------
+    dict of ak.Array
+        `jet_pt`, `jet_eta`, `jet_phi`, `jet_energy`, `jet_mass` (jets,) and `part_px`, `part_py`,
+        `part_pz`, `part_energy`, `part_deta`, `part_dphi` (jets, particles), float64.
+    """
+    px, py, pz, energy = (ak.values_astype(x, np.float64) for x in (px, py, pz, energy))
     jet_px, jet_py, jet_pz, jet_energy = (ak.sum(x, axis=1) for x in (px, py, pz, energy))
     jet_pt = np.hypot(jet_px, jet_py)
     jet_eta = _pseudorapidity(jet_pt, jet_pz)
@@ -77,7 +102,7 @@ def jets_table(px, py, pz, energy, label, pid=None):
 
     deta = (_pseudorapidity(np.hypot(px, py), pz) - jet_eta) * np.where(jet_eta < 0, -1.0, 1.0)
     dphi = (np.arctan2(py, px) - jet_phi + np.pi) % (2 * np.pi) - np.pi
-    columns = {
+    return {
         "jet_pt": jet_pt,
         "jet_eta": jet_eta,
         "jet_phi": jet_phi,
@@ -90,14 +115,6 @@ def jets_table(px, py, pz, energy, label, pid=None):
         "part_deta": deta,
         "part_dphi": dphi,
     }
-    if pid is not None:
-        pid = ak.values_astype(pid[order], np.int32)
-        columns |= _identity(pid)
-    table = {"label": np.array(label, dtype=np.int64), "jet_nparticles": ak.num(px)}
-    table |= {name: ak.values_astype(column, np.float32) for name, column in columns.items()}
-    if pid is not None:
-        table["part_pid"] = pid
-    return ak.zip(table, depth_limit=1)
 
 
 def write_parquet(tables, path):

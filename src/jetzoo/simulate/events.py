@@ -37,16 +37,22 @@ class DecayVeto(pythia8mc.UserHooks):
 
     Parameters
     ----------
-    pids : tuple of int
-        The resonances, as |PDG id|.
-    min_pt, max_pt, max_eta, max_distance : float
-        In GeV, GeV, units of pseudorapidity, and of the decay products to the resonance.
+    pid : int
+        The kind of resonance, as |PDG id|.
+    min_pt, max_pt : float
+        GeV.
+    num_leptons : int
+        How many of the decay products are charged leptons.
     """
 
-    def __init__(self, pids, min_pt, max_pt, max_eta, max_distance):
+    MAX_ETA = 2.3
+    MAX_DISTANCE = 1.1
+
+    def __init__(self, pid, min_pt, max_pt, num_leptons=0):
         super().__init__()
-        self.pids = pids
-        self.window = min_pt, max_pt, max_eta, max_distance
+        self.pid = pid
+        self.min_pt, self.max_pt = min_pt, max_pt
+        self.num_leptons = num_leptons
 
     def canVetoProcessLevel(self):
         return True
@@ -55,16 +61,20 @@ class DecayVeto(pythia8mc.UserHooks):
         return not any(self._is_good(process, i) for i in range(5, process.size()))
 
     def _is_good(self, process, i):
-        min_pt, max_pt, max_eta, max_distance = self.window
-        top = process[i]
-        if top.idAbs() not in self.pids or not min_pt < top.pT() < max_pt:
+        resonance = process[i]
+        if (
+            resonance.idAbs() != self.pid
+            or not self.min_pt < resonance.pT() < self.max_pt
+            or abs(resonance.eta()) > self.MAX_ETA
+        ):
             return False
         products = list(visible_products(process, i))
         return (
-            abs(top.eta()) < max_eta
-            and len(products) > 0
+            len(products) > 0
+            and sum(p.isLepton() for p in products) == self.num_leptons
             and all(
-                np.hypot(p.eta() - top.eta(), _wrap(p.phi() - top.phi())) < max_distance
+                np.hypot(p.eta() - resonance.eta(), _wrap(p.phi() - resonance.phi()))
+                < self.MAX_DISTANCE
                 for p in products
             )
         )
@@ -166,16 +176,16 @@ def hard_partons(record):
     Returns
     -------
     ak.Array (events, partons)
-        `eta`, `phi`, before final-state radiation, and `mother`, the PDG id of the resonance, whose
-        index in the record is `resonance`.
+        `pid`; `eta` and `phi` before final-state radiation; `mother`, the PDG id of the resonance,
+        and `resonance`, its index in the record.
     """
     hard = record[abs(record.status) == HARD]
-    mother = record.id[hard.mother1]
-    hard = hard[_isin(mother, RESONANCES) & ~_isin(hard.id, NEUTRINOS)]
-    mother = record.id[hard.mother1]
-    return ak.with_field(
-        ak.with_field(direction(hard.p), mother, "mother"), hard.mother1, "resonance"
-    )
+    hard = hard[_isin(record.id[hard.mother1], RESONANCES) & ~_isin(hard.id, NEUTRINOS)]
+    partons = direction(hard.p)
+    partons["pid"] = hard.id
+    partons["mother"] = record.id[hard.mother1]
+    partons["resonance"] = hard.mother1
+    return partons
 
 
 def is_matched(jets, partons, radius):

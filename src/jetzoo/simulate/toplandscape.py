@@ -67,7 +67,7 @@ def simulate(label, num_jets, seed):
     ak.Array
         Jets as of `jetzoo.schema.jets_table`.
     """
-    veto = DecayVeto((TOP,), 450.0, 850.0, 2.3, 1.1) if label == 1 else None
+    veto = DecayVeto(TOP, 450.0, 850.0) if label == 1 else None
     pythia = new_pythia(("Beams:eCM = 14000.", *CLASSES[label]), seed, veto)
     found, num_found = [], 0
     for record, objects in batches(pythia, ATLAS, np.random.default_rng(seed)):
