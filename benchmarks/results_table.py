@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
-from train_zoo import OUT, ROOT, SETS, data_files
+from train_zoo import MODELS, OUT, ROOT, SETS, data_files
 
 import jetzoo
 from jetzoo import UserError, evaluate, profiling, tables, zoo
@@ -41,6 +41,9 @@ REAL_FILES = {
 }
 LENGTHS = (45, 128)  # of a typical jet, and of the padded one
 SPEED_JETS, CALIBRATION_JETS = 256, 512
+
+COLORS = dict(zip(MODELS, evaluate.OKABE_ITO, strict=True))
+COLORS |= {f"{model}-FineTune": COLORS[model] for model in ("ParT", "PN")}
 
 MARKS = ("<!-- zoo tables -->", "<!-- end of zoo tables -->")
 
@@ -246,32 +249,29 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
+def per_epoch(run, pattern):
+    """What weaver logged after each epoch: the number that follows ``pattern``."""
+    log = (run["folder"] / "train.log").read_text()
+    return [float(x) for x in re.findall(rf"{pattern}: ([\d.]+)", log)][: run["budget"]["epochs"]]
+
+
 def learning_figure(runs):
     """Validation loss and accuracy against the jets seen; bands span the seeds."""
+    shown = {"Validation loss": "Eval AvgLoss", "Validation accuracy": "Current validation metric"}
     with mpl.rc_context(evaluate.STYLE):
         figure = Figure(figsize=(9, 3.8), layout="constrained")
-        panels = figure.subplots(1, 2)
-        for (model, group), color in zip(runs.items(), evaluate.OKABE_ITO, strict=False):
-            for axes, pattern in zip(
-                panels,
-                (r"Eval AvgLoss: ([\d.]+)", r"Current validation metric: ([\d.]+)"),
-                strict=True,
-            ):
-                curves = np.array(
-                    [
-                        [float(x) for x in re.findall(pattern, log)][: run["budget"]["epochs"]]
-                        for run in group
-                        for log in [(run["folder"] / "train.log").read_text()]
-                    ]
-                )
+        for axes, (label, pattern) in zip(figure.subplots(1, 2), shown.items(), strict=True):
+            for model, group in runs.items():
+                curves = np.array([per_epoch(run, pattern) for run in group])  # (seeds, epochs)
                 seen = group[0]["budget"]["samples"] * np.arange(1, curves.shape[1] + 1) / 1000
-                axes.plot(seen, curves.mean(0), color=color, marker="o", markersize=3, label=model)
+                (line,) = axes.plot(
+                    seen, curves.mean(0), ".-", color=COLORS[model], linewidth=1.3, label=model
+                )
                 if len(group) > 1:
                     band = curves.min(0), curves.max(0)
-                    axes.fill_between(seen, *band, color=color, alpha=0.2, linewidth=0)
-        for axes, label in zip(panels, ("Validation loss", "Validation accuracy"), strict=True):
+                    axes.fill_between(seen, *band, color=line.get_color(), alpha=0.2, linewidth=0)
             axes.set(xlabel="Jets seen in training [thousands]", ylabel=label)
-        panels[1].legend(loc="lower right", fontsize=10)
+        axes.legend(loc="lower right", fontsize=10)
     return figure
 
 
@@ -294,16 +294,16 @@ def roc_figure(runs):
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
         for axes, (title, curves) in zip(panels, lines.items(), strict=False):
-            for (model, (*curve, count)), color in zip(
-                curves.items(), evaluate.OKABE_ITO, strict=False
-            ):
+            for model, (*curve, count) in curves.items():
                 eps = np.interp(efficiency, *curve)
                 eps[eps * count < evaluate.MIN_PASSING] = np.nan
-                axes.plot(efficiency, 1 / eps, color=color, label=model, linewidth=1.3)
+                axes.plot(efficiency, 1 / eps, color=COLORS[model], label=model, linewidth=1.3)
             axes.set(xlim=(0, 1), yscale="log", title=title)
             axes.set_ylim(bottom=1)
-        panels = figure.axes
-        panels[0].legend(fontsize=10 if len(lines) == 1 else 7)
+        if len(lines) == 1:
+            axes.legend()
+        else:
+            figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=7)
         figure.supxlabel(r"Signal efficiency $\varepsilon_S$", fontsize=14)
         figure.supylabel(r"Background rejection $1/\varepsilon_B$", fontsize=14)
     return figure
