@@ -16,6 +16,7 @@ from .rows import KINDS, OPERATIONS, OTHER, REST, Row, merge, seconds_by
 
 GREY = "0.7"
 NUMBERED = 12  # modules that the roofline names
+SMALLEST = 0.001  # of the time, of what is drawn
 
 
 def _colours(names, plain=(OTHER, REST)):
@@ -88,7 +89,12 @@ def layers(run):
 def roofline(run, colours):
     """FLOP/s against FLOPs per byte of the modules, under what the machine can do."""
     limits = run.limits
-    rows = [row for row in merge(run.rows) if row.flops and row.bytes_moved and row.seconds > 0]
+    total = sum(row.seconds for row in run.rows)
+    rows = [
+        row
+        for row in merge(run.rows)
+        if row.flops and row.bytes_moved and row.seconds > SMALLEST * total
+    ]
     figure = Figure(figsize=(7.5, 4.6), layout="constrained")
     axes = figure.subplots()
     intensity = [row.intensity for row in rows] or [1.0]
@@ -109,13 +115,11 @@ def roofline(run, colours):
         )
     axes.annotate(
         f"matrix product {limits.flops / 1e9:.3g} GFLOP/s",
-        (x[-1], limits.flops / 1e9),
-        (-2, 4),
+        (limits.flops / limits.cache, limits.flops / 1e9),
+        (0, 4),
         textcoords="offset points",
-        ha="right",
         fontsize=8,
     )
-    total = sum(row.seconds for row in run.rows)
     handles = []
     # Two decades at least.
     slowest, fastest = limits.flops / 1e11, limits.flops / 1e9
@@ -133,7 +137,7 @@ def roofline(run, colours):
             mew=0.5,
             label=f"{number}  {row.short}  {100 * share:.1f}%",
         )
-        if number <= NUMBERED and share > 0.002:
+        if number <= NUMBERED:
             axes.annotate(str(number), (row.intensity, speed), ha="center", va="center", fontsize=7)
             handles.append(dot)
     axes.set(
@@ -202,7 +206,11 @@ def memory(run, colours):
 def comparison(runs, colours):
     """Time per jet of all runs, stacked by kind of layer; a panel for each mode."""
     modes = list(dict.fromkeys(run.mode for run in runs))
-    kinds = [kind for kind in colours if any(kind in seconds_by(run.rows, "kind") for run in runs)]
+    shares = []
+    for run in runs:
+        seconds = seconds_by(run.rows, "kind")
+        shares.append({kind: x / sum(seconds.values()) for kind, x in seconds.items()})
+    kinds = [kind for kind in colours if any(x.get(kind, 0) > SMALLEST for x in shares)]
     counts = [sum(run.mode == mode for run in runs) for mode in modes]
     figure = Figure(
         figsize=(7.0, 1.3 + 0.45 * sum(counts) + 0.75 * len(modes)), layout="constrained"
@@ -213,11 +221,9 @@ def comparison(runs, colours):
         chosen = [run for run in runs if run.mode == mode]
         # The modules were timed with hooks; the bar is as long as the call takes without.
         stacks = {
-            run.label: {
-                kind: seconds / sum(row.seconds for row in run.rows) * run.seconds / run.num_jets
-                for kind, seconds in seconds_by(run.rows, "kind").items()
-            }
-            for run in chosen
+            run.label: {kind: part * run.seconds / run.num_jets for kind, part in share.items()}
+            for run, share in zip(runs, shares, strict=True)
+            if run.mode == mode
         }
         ends = _bars(axes, stacks, kinds, colours, 1e3)
         for position, (end, run) in enumerate(zip(ends, chosen, strict=True)):

@@ -84,6 +84,12 @@ class Run:
         return self.num_jets / self.seconds
 
     @property
+    def peak(self):
+        """Bytes that the call holds, or None where kernels outside of PyTorch do most of it."""
+        outside = sum(row.seconds for row in self.rows if row.fused)
+        return None if outside > 0.1 * self.seconds else self.trace.peak
+
+    @property
     def label(self):
         """Name, and the precision if it is a choice."""
         return f"{self.name}, bf16" if self.bf16 else self.name
@@ -169,7 +175,8 @@ class Report:
                     "area grows with the time. FLOPs are those of matrix products, convolutions "
                     f"and attention; modules that do any have {100 * counted / total:.0f}% of the "
                     "time. Bytes are the inputs and outputs of every operation: where these stay "
-                    "in the cache, a point may stand above the line of the memory.",
+                    "in the cache, a point may stand above the line of the memory."
+                    + (" The product is one of float32." if run.name == "int8" else ""),
                     figures.roofline(run, colours),
                 ),
                 pages.Panel(
@@ -224,11 +231,13 @@ class Report:
                     {
                         "configuration": run.label,
                         "mode": run.mode,
+                        "jets": run.num_jets,
                         "kind": kind,
                         "microseconds_per_jet": _digits(1e6 * share / run.jets_per_second),
                         "share": _digits(share),
                         "jets_per_second": _digits(run.jets_per_second),
                         "times_first": _digits(self.first(run).seconds / run.seconds),
+                        **self.about["machine"],
                     }
                 )
         return rows
@@ -276,7 +285,7 @@ class Report:
                     "time_with_hooks": _digits(run.hooked),
                     "flops": sum(row.flops for row in run.rows),
                     "bytes_moved": sum(row.bytes_moved for row in run.rows),
-                    "peak_memory_bytes": run.trace.peak,
+                    "peak_memory_bytes": run.peak,
                     "limits": {name: _digits(x) for name, x in asdict(run.limits).items()},
                 }
                 for run in self.runs
@@ -296,7 +305,7 @@ class Report:
                 f"{self.first(run).seconds / run.seconds:.2f}",
                 _short(sum(row.flops for row in run.rows) / 1e9),
                 _short(sum(row.bytes_moved for row in run.rows) / 1e6),
-                _short(run.trace.peak / 2**20),
+                "–" if run.peak is None else _short(run.peak / 2**20),
             )
             for run in self.runs
         ]

@@ -18,7 +18,7 @@ KINDS = {
     REST: r"trimmer",
 }
 PART_KINDS = {LOSS: "loss", OPTIMIZER: "optimizer", AUTOGRAD: "autograd"}
-WRAPPERS = re.compile(r"^((mod|network|folded|\(network\))(\.|$))+")
+WRAPPERS = re.compile(r"^((mod|network|engine|run|folded|\(network\))(\.|$))+")
 
 OPERATIONS = {
     "attention": r"Attention|Mixer|Attn",
