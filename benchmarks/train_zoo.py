@@ -41,8 +41,8 @@ MODELS = ("ParT", "LinformerParT", "ReformerParT", "MambaParT", "PN", "PFN", "PC
 class Budget:
     """What every model of a set gets, in jets.
 
-    Learning rates are those of the train scripts; they fall in the last 30% of the epochs, so that
-    there must be a few, however short.
+    Learning rates are those of the train scripts; they fall in the last 30% of the epochs, except
+    in fine-tuning. There must be a few epochs, however short: of a single one, that is all.
     """
 
     epochs: int = 10

@@ -111,6 +111,20 @@ def test_names_are_those_the_scripts_look_for():
         assert f'{stem}"' in common
 
 
+@pytest.mark.parametrize("name", ["ParT", "PN"])
+def test_fine_tuning_starts_from_files_of_half_precision(name):
+    config = zoo.read_data_config("QuarkGluon/qg_kin")
+    pretrained, _ = zoo.network_module(name).get_model(config, seed=1)
+    tuned, _ = zoo.network_module(f"{name}-FineTune").get_model(config, seed=2)
+    state = {key: models.half(value) for key, value in pretrained.state_dict().items()}
+    tuned.load_state_dict(state, strict=False)  # as weaver does
+    ours, theirs = tuned.state_dict(), pretrained.state_dict()
+    common = ours.keys() & theirs.keys()
+    assert len(common) >= len(ours) - 2  # but for the last layer
+    for key in common:
+        torch.testing.assert_close(ours[key], theirs[key], rtol=2**-11, atol=2**-24)
+
+
 def test_large_numbers_stay_in_single_precision():
     kept = models.half(torch.tensor([1e5, 1.0]))
     assert kept.dtype == torch.float32 and kept[0] == 1e5
