@@ -239,18 +239,34 @@ class Sleeps(nn.Module):
         return x if self.inner is None else self.inner(x)
 
 
+def timed(step, check, tries=5):
+    """Check the times of a step; again if another program took the processor in between."""
+    for attempt in range(tries):
+        with Timer(step) as timer:
+            step(timer)
+        try:
+            check(timer)
+        except AssertionError:
+            if attempt == tries - 1:
+                raise
+        else:
+            break
+
+
 def test_time_of_modules():
     step = step_of(Sleeps(NAP, Sleeps(2 * NAP)), Sleeps(NAP))
-    with Timer(step) as timer:
-        step(timer)
-    assert timer.forward["layers.0"] == pytest.approx(NAP, rel=0.4)
-    assert timer.forward["layers.0.inner"] == pytest.approx(2 * NAP, rel=0.3)
-    assert timer.total["layers.0"] == pytest.approx(3 * NAP, rel=0.3)
-    assert timer.calls["layers.0"] == timer.calls[NETWORK] == 1
-    assert sum(timer.forward.values()) == pytest.approx(timer.seconds, rel=0.05)
-    rows = report.make_rows([timer], tally(step))
-    assert rows[-1].module == STEP
-    assert sum(row.seconds for row in rows) == pytest.approx(timer.seconds)
+
+    def check(timer):
+        assert timer.forward["layers.0"] == pytest.approx(NAP, rel=0.3)
+        assert timer.forward["layers.0.inner"] == pytest.approx(2 * NAP, rel=0.3)
+        assert timer.total["layers.0"] == pytest.approx(3 * NAP, rel=0.3)
+        assert timer.calls["layers.0"] == timer.calls[NETWORK] == 1
+        assert sum(timer.forward.values()) == pytest.approx(timer.seconds, rel=0.05)
+        rows = report.make_rows([timer], tally(step))
+        assert rows[-1].module == STEP
+        assert sum(row.seconds for row in rows) == pytest.approx(timer.seconds)
+
+    timed(step, check)
     assert not step.network.layers[0]._forward_hooks
 
 
@@ -269,14 +285,14 @@ def test_threads_share_the_time_they_take_together():
                 thread.join()
             return x
 
-    step = step_of(InThreads())
-    with Timer(step) as timer:
-        step(timer)
-    # Side by side for the longer of the two, 2 naps, of which each has its share.
-    assert timer.forward["layers.0.inner"] == pytest.approx(2 / 3 * NAP, rel=0.4)
-    assert timer.forward["layers.0.other"] == pytest.approx(4 / 3 * NAP, rel=0.4)
-    assert timer.forward["layers.0"] < NAP
-    assert sum(timer.forward.values()) == pytest.approx(timer.seconds, rel=0.1)
+    def check(timer):
+        # Side by side for the longer of the two, 2 naps, of which each has its share.
+        assert timer.forward["layers.0.inner"] == pytest.approx(2 / 3 * NAP, rel=0.3)
+        assert timer.forward["layers.0.other"] == pytest.approx(4 / 3 * NAP, rel=0.3)
+        assert timer.forward["layers.0"] < NAP / 2
+        assert sum(timer.forward.values()) == pytest.approx(timer.seconds, rel=0.1)
+
+    timed(step_of(InThreads()), check)
 
 
 class SlowBackward(torch.autograd.Function):
@@ -309,16 +325,36 @@ def test_backward_time_belongs_to_the_module_of_the_forward_pass(checkpoints):
     labels = torch.zeros(6, dtype=torch.long)
     step = step_of(nn.Linear(8, 8), Head(checkpoints), labels=labels)
     step()
-    with Timer(step) as timer:
-        step(timer)
-    assert timer.backward["layers.1.slow"] == pytest.approx(NAP, rel=0.4)
-    assert 0 < timer.backward["layers.1.linear"] < NAP / 2
-    assert 0 < timer.backward["layers.0"] < NAP / 2
-    assert timer.calls["layers.1.slow"] == 1
-    for name in (LOSS, AUTOGRAD, OPTIMIZER):
-        assert 0 < timer.backward[name] < NAP
-    total = sum(timer.forward.values()) + sum(timer.backward.values())
-    assert total == pytest.approx(timer.seconds, rel=0.1)
+
+    def check(timer):
+        assert timer.backward["layers.1.slow"] == pytest.approx(NAP, rel=0.3)
+        assert 0 < timer.backward["layers.1.linear"] < NAP / 2
+        assert 0 < timer.backward["layers.0"] < NAP / 2
+        assert timer.calls["layers.1.slow"] == 1
+        for name in (LOSS, AUTOGRAD, OPTIMIZER):
+            assert 0 < timer.backward[name] < NAP / 2
+        total = sum(timer.forward.values()) + sum(timer.backward.values())
+        assert total == pytest.approx(timer.seconds, rel=0.1)
+
+    timed(step, check)
+
+
+def test_backward_pass_in_a_thread_of_its_own():
+    """That of a GPU is: its nodes must not count twice."""
+    step = step_of(nn.Linear(8, 8))
+
+    def node():
+        timer.enter("layers.0")
+        time.sleep(NAP)
+        timer.leave("layers.0", None, ())
+
+    with Timer(step) as timer, timer.part(AUTOGRAD):
+        thread = threading.Thread(target=node)
+        thread.start()
+        thread.join()
+    assert timer.backward["layers.0"] >= NAP
+    total = sum(timer.backward.values())
+    assert total <= timer.seconds and timer.backward[AUTOGRAD] < timer.seconds - NAP
 
 
 def test_a_training_step_trains():

@@ -271,8 +271,11 @@ class Timer(Watch):
                 own[name] += seconds - frame.inner
         if self.stack:
             self.stack[-1].inner += seconds
-        elif threading.get_ident() != self.main and not self.in_backward:
-            self.spans.append((frame.start, now))
+        elif threading.get_ident() != self.main:
+            if self.in_backward:  # of a GPU: the main thread waits for it
+                self.main_stack[-1].inner += seconds
+            else:
+                self.spans.append((frame.start, now))
 
 
 class Tally(Watch, TorchDispatchMode):
