@@ -44,9 +44,22 @@ def normalize(bn, x):
     return bn(x.flatten(0, -2)).view_as(x)
 
 
-def pointwise(conv, x):
-    """A convolution of kernel size 1 on rows ``x`` (..., C)."""
-    return F.linear(x, conv.weight.flatten(1))
+class OnRows:
+    """A convolution of kernel size 1 on rows; its weight has the shape of the published files."""
+
+    on_rows = True
+
+    def forward(self, x):
+        """(..., C) to (..., C')."""
+        return F.linear(x, self.weight.flatten(1), self.bias)
+
+
+class RowConv1d(OnRows, nn.Conv1d):
+    """``Conv1d`` of kernel size 1 on rows."""
+
+
+class RowConv2d(OnRows, nn.Conv2d):
+    """``Conv2d`` of kernel size 1 on rows."""
 
 
 class EdgeConv(nn.Module):
@@ -68,15 +81,14 @@ class EdgeConv(nn.Module):
         super().__init__()
         self.k = k
         widths = (2 * in_dim, *dims)
-        # Convolutions only so that the weights have the shapes of the published files.
         self.convs = nn.ModuleList(
-            nn.Conv2d(i, o, kernel_size=1, bias=False)
+            RowConv2d(i, o, kernel_size=1, bias=False)
             for i, o in zip(widths[:-1], widths[1:], strict=True)
         )
         self.bns = nn.ModuleList(nn.BatchNorm1d(dim) for dim in dims)
         self.sc = None
         if in_dim != dims[-1]:
-            self.sc = nn.Conv1d(in_dim, dims[-1], kernel_size=1, bias=False)
+            self.sc = RowConv1d(in_dim, dims[-1], kernel_size=1, bias=False)
             self.sc_bn = nn.BatchNorm1d(dims[-1])
 
     def forward(self, points, x, layout):
@@ -90,8 +102,8 @@ class EdgeConv(nn.Module):
         centre = x.unsqueeze(-2).expand_as(neighbours)
         edges = torch.cat((centre, neighbours - centre), dim=-1)  # (..., k, 2 C)
         for conv, bn in zip(self.convs, self.bns, strict=True):
-            edges = normalize(bn, pointwise(conv, edges)).relu()
-        shortcut = x if self.sc is None else normalize(self.sc_bn, pointwise(self.sc, x))
+            edges = normalize(bn, conv(edges)).relu()
+        shortcut = x if self.sc is None else normalize(self.sc_bn, self.sc(x))
         return (shortcut + edges.mean(-2)).relu()
 
 

@@ -287,9 +287,10 @@ def load(network, checkpoint=None, data_config=None, device=None, fast=False, **
     ----------
     network : str or Path
         Name of a file in ``networks/``, or a path; see :func:`network_module`. Alone, without
-        checkpoint and data config: the name of a model in ``models/``; see ``jetzoo models``.
+        checkpoint and data config: the name of a model in ``models/``, see ``jetzoo models``, or
+        the path of an int8 network (``.pt``), see :func:`jetzoo.quantization.save`.
     checkpoint : str or Path
-        State dict that weaver wrote, such as ``net_best_epoch_state.pt``.
+        State dict that weaver wrote, such as ``net_best_epoch_state.pt``, or an int8 network.
     data_config : str or Path
         The YAML that the network was trained with; see :func:`read_data_config`.
     device : str or torch.device, optional
@@ -315,13 +316,22 @@ def load(network, checkpoint=None, data_config=None, device=None, fast=False, **
     >>> tagger = jetzoo.load("ParT_QuarkGluon_kin", fast=True)
     """
     if checkpoint is None and data_config is None:
+        if Path(network).suffix == ".pt":
+            from jetzoo import quantization
+
+            return quantization.load(network, device)
         from jetzoo import models
 
         network, checkpoint, data_config = models.find(str(network))
     elif checkpoint is None or data_config is None:
         raise UserError("A checkpoint and its data config go together.")
+    state = read_checkpoint(checkpoint)
+    if "format" in state:
+        from jetzoo import quantization
+
+        return quantization.load(checkpoint, device, network, data_config, **options)
     tagger = untrained(network, data_config, device, **options)
-    _load_weights(tagger.model, checkpoint, network)
+    _load_weights(tagger.model, state, checkpoint, network)
     if fast:
         from jetzoo.inference import accelerate
 
@@ -347,14 +357,21 @@ def untrained(network, data_config, device=None, **options):
         raise UserError(f"The device {device!r} cannot be used: {reason}") from error
 
 
-def _load_weights(model, checkpoint, network):
+def read_checkpoint(path):
+    """The dict in a file of weights, or a :class:`jetzoo.UserError`."""
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise UserError(f"There is no checkpoint {checkpoint}.") from error
+        raise UserError(f"There is no checkpoint {path}.") from error
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise UserError(f"{checkpoint} is not a checkpoint that can be read.") from error
-    if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
+        raise UserError(f"{path} is not a checkpoint that can be read.") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} is not a state dict.")
+    return state
+
+
+def _load_weights(model, state, checkpoint, network):
+    if not all(map(torch.is_tensor, state.values())):
         raise UserError(f"{checkpoint} is not a state dict.")
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
