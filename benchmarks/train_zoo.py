@@ -46,7 +46,7 @@ class Budget:
     """
 
     epochs: int = 10
-    samples: int = 6_016
+    samples: int = 4_096
     samples_val: int = 2_048
     batch_size: int = 128
 

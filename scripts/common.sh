@@ -230,7 +230,7 @@ choose_processes() {
             --nnodes="$nodes" --nproc_per_node="$per_node"
             --rdzv_backend=c10d --rdzv_endpoint="$DDP_RDZV" --rdzv_id="$dataset-$model-$feature"
             "${launcher[@]}" --backend nccl)
-    elif ((per_node > 1)); then
+    elif [[ -n ${DDP_NGPUS:-} ]]; then # one process, too: what runs is then the same
         launcher=("${torchrun:-torchrun}" --standalone --nnodes=1 --nproc_per_node="$per_node"
             "${launcher[@]}" --backend nccl)
     fi
@@ -242,7 +242,7 @@ choose_processes() {
     else
         gpus=''
     fi
-    if ((nodes * per_node > 1)) && [[ -z $gpus ]]; then
+    if ((${#launcher[@]} > 1)) && [[ -z $gpus ]]; then
         problem "DDP_NGPUS and DDP_NNODES are for GPUs, and there is none to use."
         gpus=0
     fi

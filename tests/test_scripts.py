@@ -293,6 +293,8 @@ def test_distributed(dry_run, run):
     assert args.num_workers == 1  # 5 files of each class are not enough for 4 processes of 2
 
     words, args = dry_run("JetClass", "--gpus", "0", DDP_NGPUS=1)
+    assert Path(words[0]).name == "torchrun" and args.backend == "nccl"
+    words, args = dry_run("JetClass", "--gpus", "0")
     assert Path(words[0]).name == "weaver" and args.backend is None
 
     assert_misuse(run("JetClass", DDP_NGPUS="four"), "DDP_NGPUS")
