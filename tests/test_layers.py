@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from weaver.nn.model.ParticleTransformer import ParticleTransformer as Stock
 
-from jetzoo import profiling
+from jetzoo import layers, native, profiling
 from jetzoo.layers import PairEmbed, ParticleTransformer
 from jetzoo.packing import pack
 
@@ -28,38 +28,46 @@ def masks(counts, length):
 
 
 def plain_pair_embed(module, vectors, mask):
-    """The MLP on the same pairs with everything kept, put into matrices one by one."""
+    """The MLP on the same pairs with everything kept, put into matrices, in float64."""
     layout = pack(mask, with_pairs=True)
-    kept = copy.deepcopy(module)
-    inputs = []
-    hook = module.embed.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    module(vectors, layout)
-    hook.remove()
-    rows = kept.embed(inputs[0])[0]  # (H, P)
+    kept = copy.deepcopy(module).double()
+    i, j, ij, ji = layout.pairs
+    features = layers._features(layers._particles(vectors, layout), i, j)
+    rows = kept.embed(features.double())[0]  # (H, P)
     length = layout.mask.shape[1]
     dense = rows.new_zeros(rows.shape[0], layout.mask.numel() * length)
-    i, j, ij, ji = layout.pairs
     dense = dense.index_copy(1, ij, rows).index_copy(1, ji, rows)
     return kept, dense.unflatten(1, (len(mask), length, length)).transpose(0, 1)
 
 
+@pytest.fixture(params=["native", "pytorch"])
+def kernels(request, monkeypatch):
+    """With the kernels in C++, and as on a machine without a compiler."""
+    if request.param == "pytorch":
+        monkeypatch.setattr(native.training, "load", lambda name: None)
+    elif native.load("training") is None:
+        pytest.skip("no C++ compiler")
+
+
+@pytest.mark.usefixtures("kernels")
 def test_pair_embed_trains_as_if_everything_were_kept():
     torch.manual_seed(1)
     module = PairEmbed((16, 16, 4)).train()
     vectors, mask = four_vectors(4, 12), masks((12, 5, 0, 1), 12)
     kept, expected = plain_pair_embed(copy.deepcopy(module), vectors, mask)
     found = module(vectors, pack(mask, with_pairs=True))
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found, found.mT)  # symmetric
 
     grad = torch.randn_like(found)
     found.backward(grad)
-    expected.backward(grad)
+    expected.backward(grad.double())
     for (name, ours), theirs in zip(module.named_parameters(), kept.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5, msg=name)
+        error = (ours.grad - theirs.grad).norm()
+        assert error <= 1e-5 * theirs.grad.norm() + 5e-5, name
     # The batch was counted once, although it was computed twice.
     for (name, ours), theirs in zip(module.named_buffers(), kept.buffers(), strict=True):
-        assert torch.equal(ours, theirs), name
+        torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-5, atol=1e-6, msg=name)
     assert all(norm.momentum == 0.1 for norm in module.embed if hasattr(norm, "momentum"))
 
 
@@ -76,6 +84,7 @@ def test_pair_embed_counts_only_real_pairs():
     torch.testing.assert_close(other.embed[0].running_var, module.embed[0].running_var)
 
 
+@pytest.mark.usefixtures("kernels")
 def test_hidden_layers_of_pairs_are_not_kept():
     module = PairEmbed((64, 64, 64, 8)).train()
     vectors, layout = four_vectors(2, 100), pack(masks((100, 100), 100), with_pairs=True)

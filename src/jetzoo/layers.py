@@ -14,7 +14,15 @@ from . import zoo
 from .attention import attention, check_backend
 from .attention.jagged import packed_attention
 from .kinematics import at_least_float32, cylindrical, pair_features
-from .native.training import add_norm, gelu_norm, layer_norm, scaled_add, usable
+from .native.training import (
+    add_norm,
+    gelu_norm,
+    layer_norm,
+    pair_mlp,
+    scaled_add,
+    takes_pairs,
+    usable,
+)
 from .packing import Packed, Padded, pack, pt_order
 
 
@@ -63,7 +71,8 @@ class PointwiseConv(nn.Conv1d):
 class PairEmbed(nn.Module):
     """Pair interaction: an MLP on ln kT, ln z, ln dR and ln m2 gives one bias per attention head.
 
-    Nothing of its hidden layers is kept for the backward pass: they are computed again. Without
+    Nothing of its hidden layers is kept for the backward pass: they are computed again (in C++ on a
+    CPU, see :func:`jetzoo.native.training.pair_mlp`). Without
     gradients and batch statistics, pairs are computed in chunks. So what grows with the square of
     the number of particles is the input and the output.
 
@@ -98,8 +107,8 @@ class PairEmbed(nn.Module):
         Tensor, (B, H, n, n)
             Symmetric; of no meaning where one of the two is padding.
         """
-        particles = _particles(lorentz_vectors, layout)
         if isinstance(layout, Padded):
+            particles = _particles(lorentz_vectors, layout)
             with torch.no_grad(), torch.autocast(lorentz_vectors.device.type, enabled=False):
                 rows = [x.unsqueeze(2) for x in particles]  # (B, N, 1, ...)
                 columns = [x.unsqueeze(1) for x in particles]  # (B, 1, N, ...)
@@ -107,15 +116,15 @@ class PairEmbed(nn.Module):
             shape = features.shape[1:]
             return self.embed(features.flatten(1)[None])[0].unflatten(1, shape).transpose(0, 1)
 
-        i, j, ij, ji = layout.pairs
         batch_size, length = layout.mask.shape
         size = batch_size * length * length
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            bias = Mirror.apply(self._recomputed(_features(particles, i, j)), ij, ji, size)
+        ij, ji = layout.pairs[2:]
+        if self._in_one_piece():
+            bias = Mirror.apply(self.pairs(lorentz_vectors, layout), ij, ji, size)
         else:
             bias = None
-            for i, j, ij, ji in zip(*(x.split(self.CHUNK) for x in layout.pairs), strict=True):
-                part = self.embed(_features(particles, i, j))[0]  # (H, P)
+            chunks = zip(ij.split(self.CHUNK), ji.split(self.CHUNK), strict=True)
+            for part, (ij, ji) in zip(self._chunks(lorentz_vectors, layout), chunks, strict=True):
                 bias = part.new_zeros(self.out_dim, size) if bias is None else bias
                 bias[:, ij] = part
                 bias[:, ji] = part
@@ -123,8 +132,22 @@ class PairEmbed(nn.Module):
 
     def pairs(self, lorentz_vectors, layout):
         """Bias (H, P) of the pairs of packed jets, see :attr:`jetzoo.packing.Packed.pairs`."""
+        if not self._in_one_piece():
+            return torch.cat([*self._chunks(lorentz_vectors, layout)], dim=1)
         i, j, *_ = layout.pairs
-        return self._recomputed(_features(_particles(lorentz_vectors, layout), i, j))
+        features = _features(_particles(lorentz_vectors, layout), i, j)
+        if takes_pairs(features[0], self.embed):
+            return pair_mlp(features[0], self.embed)
+        return self._recomputed(features)
+
+    def _in_one_piece(self):
+        return self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
+
+    def _chunks(self, lorentz_vectors, layout):
+        """Biases (H, p) of the pairs, a chunk of them at a time."""
+        particles = _particles(lorentz_vectors, layout)
+        for i, j in zip(*(x.split(self.CHUNK) for x in layout.pairs[:2]), strict=True):
+            yield self.embed(_features(particles, i, j))[0]
 
     def _recomputed(self, features):
         """The MLP of features (1, 4, P), (H, P), whose hidden layers are not kept."""

@@ -538,3 +538,199 @@ EXPORT void add_backward(const Chain* a, int threads) {
         }
     });
 }
+
+// -------------------------------------------------------------- the pair MLP, in tiles of pairs
+//
+// Products, batch norms and GELUs: h_l = W_l a_(l-1), z_l = scale_l h_l + shift_l, a_l = gelu(z_l).
+// A batch norm needs sums over all pairs, so each layer has a pass of its own, forward and
+// backward. Each computes what it needs from the inputs on: that takes no longer than to write the
+// hidden layers to memory and to read them again.
+
+constexpr int TILE = 96;          // pairs that stay in the cache together
+constexpr int TILES = 16;         // tiles whose sums are made together
+constexpr int MAX_LAYERS = 16;
+
+struct PairLayer {  // widths are padded to multiples of 16
+    const float *forward, *backward;  // (inputs, padded outputs), (outputs, padded inputs)
+    const float *scale, *shift;
+    float* mean;
+    // Gradient of h from that of z: scale * dz + slope * h + offset, once the sums are known.
+    const float *slope, *offset;
+};
+struct Pairs {
+    int64_t num_pairs, num_layers, last;  // the layer whose sums are asked for, from 1 on
+    const int64_t* widths;                // (num_layers + 1)
+    const float* x;                       // (inputs, P)
+    const PairLayer* layers;
+    float* out;                           // (outputs, P)
+    const float* grad;                    // (outputs, P)
+    double* sums;
+};
+
+struct PairTile {
+    float *h[MAX_LAYERS + 1], *a[MAX_LAYERS + 1], *slope[MAX_LAYERS + 1], *dz, *da;
+};
+
+static int padded(int64_t n) { return (n + 15) / 16 * 16; }
+
+static int64_t tile_size(const Pairs& p) {
+    int64_t total = 0, widest = 0;
+    for (int l = 0; l <= p.num_layers; l++) {
+        total += 3 * padded(p.widths[l]);
+        widest = std::max<int64_t>(widest, padded(p.widths[l]));
+    }
+    return (total + 2 * widest) * TILE;
+}
+
+static PairTile make_tile(const Pairs& p, Scratch& scratch) {
+    PairTile t;
+    int64_t widest = 0;
+    for (int l = 0; l <= p.num_layers; l++) {
+        int64_t size = padded(p.widths[l]) * TILE;
+        t.h[l] = scratch.take(size), t.a[l] = scratch.take(size), t.slope[l] = scratch.take(size);
+        widest = std::max(widest, size);
+    }
+    t.dz = scratch.take(widest), t.da = scratch.take(widest);
+    return t;
+}
+
+// Activations of `n` pairs from `first` on: all up to layer `last - 1`, and h of `last`.
+template <bool SLOPES>
+static void tile_forward(const Pairs& p, int64_t first, int n, int last, PairTile& t) {
+    for (int l = 1; l <= last; l++) {
+        const PairLayer& layer = p.layers[l - 1];
+        int in = p.widths[l - 1], out = padded(p.widths[l]);
+        if (l == 1)
+            product(n, out, in, p.x + first, 1, p.num_pairs, layer.forward, out, t.h[l], out);
+        else
+            product(n, out, in, t.a[l - 1], padded(in), 1, layer.forward, out, t.h[l], out);
+        if (l == last && !SLOPES) return;
+        for (int c = 0; c < out; c += W) {
+            vf scale = load(layer.scale + c), shift = load(layer.shift + c), slope;
+            for (int i = 0; i < n; i++) {
+                vf z = load(t.h[l] + i * out + c) * scale + shift;
+                store(t.a[l] + i * out + c, gelu(z, slope));
+                if (SLOPES) store(t.slope[l] + i * out + c, slope);
+            }
+        }
+    }
+}
+
+// task(first pair, number of pairs, tile, sums of `width` floats) for all tiles; adds the sums up.
+template <class Task>
+static void over_pairs(const Pairs& p, int threads, int64_t width, double* total, Task task) {
+    int64_t size = TILE * TILES, chunks = (p.num_pairs + size - 1) / size;
+    std::vector<float> partial(chunks * width);
+    parallel(chunks, threads, [&](int64_t chunk, Scratch& scratch) {
+        scratch.reset(tile_size(p));
+        PairTile tile = make_tile(p, scratch);
+        int64_t end = std::min(p.num_pairs, (chunk + 1) * size);
+        for (int64_t first = chunk * size; first < end; first += TILE)
+            task(first, int(std::min<int64_t>(TILE, end - first)), tile,
+                 partial.data() + chunk * width);
+    });
+    for (int64_t c = 0; c < width; c++) total[c] = 0;
+    for (int64_t chunk = 0; chunk < chunks; chunk++)
+        for (int64_t c = 0; c < width; c++) total[c] += partial[chunk * width + c];
+}
+
+// Sums over the pairs of h - mean and of its square, for layer `last`. `mean` is set to that of the
+// first pairs: near enough for float32.
+EXPORT void pairs_statistics(const Pairs* p, int threads) {
+    const int last = p->last, out = padded(p->widths[last]);
+    float* mean = p->layers[last - 1].mean;
+    Scratch scratch;
+    scratch.reset(tile_size(*p));
+    PairTile guess = make_tile(*p, scratch);
+    const int some = std::min<int64_t>(TILE, p->num_pairs);
+    tile_forward<false>(*p, 0, some, last, guess);
+    for (int c = 0; c < out; c++) {
+        mean[c] = 0;
+        for (int i = 0; i < some; i++) mean[c] += guess.h[last][i * out + c] / some;
+    }
+    auto task = [&](int64_t first, int n, PairTile& t, float* sums) {
+        tile_forward<false>(*p, first, n, last, t);
+        for (int c = 0; c < out; c += W) {
+            vf s1{}, s2{};
+            for (int i = 0; i < n; i++) {
+                vf d = load(t.h[last] + i * out + c) - load(mean + c);
+                s1 += d;
+                s2 += d * d;
+            }
+            accumulate(sums + c, s1);
+            accumulate(sums + out + c, s2);
+        }
+    };
+    over_pairs(*p, threads, 2 * out, p->sums, task);
+}
+
+EXPORT void pairs_forward(const Pairs* p, int threads) {
+    const int last = p->num_layers, width = p->widths[last], ld = padded(width);
+    const PairLayer& layer = p->layers[last - 1];
+    auto task = [&](int64_t first, int n, PairTile& t, float*) {
+        tile_forward<false>(*p, first, n, last, t);
+        for (int c = 0; c < ld; c += W)
+            for (int i = 0; i < n; i++) {
+                float* at = t.h[last] + i * ld + c;
+                store(at, gelu(load(at) * load(layer.scale + c) + load(layer.shift + c)));
+            }
+        for (int c = 0; c < width; c++)
+            for (int i = 0; i < n; i++)
+                p->out[c * p->num_pairs + first + i] = t.h[last][i * ld + c];
+    };
+    over_pairs(*p, threads, 0, nullptr, task);
+}
+
+// Sums of dz and of dz (h - mean) for layer `last`, whose followers know theirs. For the first
+// layer, the second are those of dz times each input, (inputs, outputs); then there are the
+// gradients of the weights of all other layers, too, one after the other, (outputs, padded inputs).
+EXPORT void pairs_backward(const Pairs* p, int threads) {
+    const int top = p->num_layers, last = p->last, width = padded(p->widths[last]);
+    int64_t size = width * (last == 1 ? 1 + p->widths[0] : 2);
+    if (last == 1)
+        for (int l = 2; l <= top; l++) size += p->widths[l] * padded(p->widths[l - 1]);
+    auto task = [&](int64_t first, int n, PairTile& t, float* sums) {
+        tile_forward<true>(*p, first, n, top, t);
+        int ld = padded(p->widths[top]);
+        for (int i = 0; i < n; i++)
+            for (int c = 0; c < ld; c++)
+                t.dz[i * ld + c] = c < p->widths[top] ? t.slope[top][i * ld + c] *
+                                                            p->grad[c * p->num_pairs + first + i]
+                                                      : 0;
+        float* weight_sums = sums + width * (1 + p->widths[0]);
+        for (int l = top; l > last; l--) {
+            const PairLayer& layer = p->layers[l - 1];
+            int out = p->widths[l], in = padded(p->widths[l - 1]);
+            ld = padded(out);
+            for (int c = 0; c < ld; c += W) {
+                vf scale = load(layer.scale + c), slope = load(layer.slope + c),
+                   offset = load(layer.offset + c);
+                for (int i = 0; i < n; i++)
+                    store(t.dz + i * ld + c, load(t.dz + i * ld + c) * scale +
+                                                 load(t.h[l] + i * ld + c) * slope + offset);
+            }
+            if (last == 1) {
+                product(out, in, n, t.dz, 1, ld, t.a[l - 1], in, weight_sums, in, true);
+                weight_sums += out * in;
+            }
+            product(n, in, out, t.dz, ld, 1, layer.backward, in, t.da, in);
+            for (int c = 0; c < n * in; c += W)
+                store(t.dz + c, load(t.da + c) * load(t.slope[l - 1] + c));
+        }
+        const float* mean = p->layers[last - 1].mean;
+        for (int c = 0; c < width; c += W) {
+            vf s1{}, s2{};
+            for (int i = 0; i < n; i++) {
+                vf g = load(t.dz + i * width + c);
+                s1 += g;
+                s2 += g * (load(t.h[last] + i * width + c) - load(mean + c));
+            }
+            accumulate(sums + c, s1);
+            if (last > 1) accumulate(sums + width + c, s2);
+        }
+        if (last == 1)
+            product(p->widths[0], width, n, p->x + first, p->num_pairs, 1, t.dz, width,
+                    sums + width, width, true);
+    };
+    over_pairs(*p, threads, size, p->sums, task);
+}
