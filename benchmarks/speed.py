@@ -126,7 +126,12 @@ def plain_micro_batches(model, device):
 
 
 def folded_micro_batches(model, device):
-    return one_after_the_other(accelerate(model, device=device))
+    return one_after_the_other(folded(model, device))
+
+
+def folded(model, device):
+    """The engine in PyTorch: what runs on a GPU, or without a C++ compiler."""
+    return inference.rewrite(inference.copy_for_inference(model, device), torch.float32)
 
 
 def one_after_the_other(engine):
@@ -152,10 +157,10 @@ STEPS = {
     "packed, one triangle of real pairs": lambda model, device: model.to(device),
     "+ micro-batches by length": plain_micro_batches,
     "+ folded norms and class attention": folded_micro_batches,
-    "+ a thread per micro-batch = accelerate": lambda model, device: accelerate(
-        model, device=device
-    ),
+    "+ a thread per micro-batch": folded,
+    "+ kernels of our own = accelerate": lambda model, device: accelerate(model, device=device),
     "accelerate, bf16": lambda model, device: accelerate(model, "bf16", device),
+    "accelerate, int8": lambda model, device: accelerate(model, "int8", device, method="dynamic"),
 }
 VARIANTS = PEERS | STEPS
 
@@ -163,7 +168,7 @@ VARIANTS = PEERS | STEPS
 def variants(device):
     """Names of what makes sense on a device."""
     if torch.device(device).type == "cuda":  # no micro-batches in threads, no onnxruntime
-        skipped = ("onnxruntime", "+ a thread")
+        skipped = ("onnxruntime", "+ a thread", "+ kernels", "int8")
     else:
         skipped = ("torch.compile, bf16",)
     return [name for name in VARIANTS if not any(word in name for word in skipped)]
