@@ -196,8 +196,7 @@ def test_calibration_comes_in_many_forms(part):
         torch.testing.assert_close(logits, expected, atol=0.05, rtol=0)
 
 
-def test_only_some_hundred_jets_are_read(part, monkeypatch):
-    monkeypatch.setattr(quantization, "CALIBRATION_JETS", 30)
+def test_only_some_hundred_jets_are_read():
     jets = jets_to_calibrate()
 
     def batches():
@@ -205,7 +204,7 @@ def test_only_some_hundred_jets_are_read(part, monkeypatch):
         yield tuple(x[25:] for x in jets)
         raise AssertionError("enough")
 
-    assert [len(b[0]) for b in quantization.calibration_batches(batches())] == [25, 5]
+    assert [len(b[0]) for b in quantization.calibration_batches(batches(), 30)] == [25, 5]
 
 
 def test_layers_of_inputs_and_outputs_stay_in_float(part):

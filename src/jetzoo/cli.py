@@ -197,6 +197,44 @@ def run_profile(args):
     print(f"wrote {folder / 'index.html'}, and figures, tables and Chrome traces beside it")
 
 
+def add_quantize(parser):
+    _add_tagger(parser)
+    parser.add_argument(
+        "--calibration",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="jets to calibrate with, .root or .parquet; the validation jets, say",
+    )
+    parser.add_argument(
+        "--data", nargs="+", required=True, metavar="FILE", help="labelled jets to compare on"
+    )
+    parser.add_argument("--method", default="static", help="static, dynamic or weight-only")
+    parser.add_argument("--qat", action="store_true", help="fine-tune for int8; takes some minutes")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the int8 network, .pt")
+
+
+def run_quantize(args):
+    from jetzoo import comparison
+
+    if Path(args.output).suffix != ".pt":
+        raise UserError(f"--output {args.output} should end in .pt.")
+    options = _network_options(args)
+    args.device = args.device or "cpu"
+    comparison.show(
+        comparison.compare(
+            _load(args),
+            args.data,
+            args.calibration,
+            args.output,
+            args.network,
+            options,
+            args.method,
+            args.qat,
+        )
+    )
+
+
 def jet_selection(text):
     """``1000`` to an int, ``3,17`` to a list."""
     if "," not in text:
@@ -269,6 +307,12 @@ COMMANDS = (
     ("predict", "scores of a trained network on files of jets", add_predict, run_predict),
     ("attention", "what a trained network looks at", add_attention, run_attention),
     ("profile", "where the time of a network goes", add_profile, run_profile),
+    (
+        "quantize",
+        "an int8 form of a trained network, and what it costs",
+        add_quantize,
+        run_quantize,
+    ),
     ("models", "list, check and fetch trained weights", add_models, run_models),
 )
 

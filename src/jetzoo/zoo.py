@@ -25,8 +25,8 @@ from jetzoo import UserError
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 # weaver hands the first three to `get_model` and `get_loss` on its own; networks may ignore them.
-# The last one is for `get_evaluate_fn`.
-WEAVER_OPTIONS = ("use_amp", "compile_model", "for_inference", "fast")
+# The last ones are for `get_evaluate_fn`.
+WEAVER_OPTIONS = ("use_amp", "compile_model", "for_inference", "fast", "quantize")
 
 
 def build(network, data_config, seed=None, **options):
@@ -152,7 +152,7 @@ def get_train_fn(data_config, **options):
     return train_classification
 
 
-def get_evaluate_fn(data_config, fast=False, use_amp=False, **options):
+def get_evaluate_fn(data_config, fast=False, quantize=None, use_amp=False, **options):
     """weaver's own evaluation loop; with ``fast`` its ``--predict`` runs the fast engine.
 
     Parameters
@@ -160,6 +160,9 @@ def get_evaluate_fn(data_config, fast=False, use_amp=False, **options):
     data_config : weaver.utils.data.config.DataConfig
     fast : bool
         ``--network-option fast True``. The validation during training is not changed by it.
+    quantize : dict, optional
+        Compare the network with its int8 form on the test jets, see
+        :func:`jetzoo.comparison.weaver_loop`; ``--quantize`` of the training scripts sets it.
     use_amp : bool
         On a GPU, matrix products in bfloat16.
     **options
@@ -169,6 +172,11 @@ def get_evaluate_fn(data_config, fast=False, use_amp=False, **options):
 
     from jetzoo.inference import accelerate
 
+    if quantize:
+        from jetzoo.comparison import weaver_loop
+
+        kept = {key: value for key, value in options.items() if key not in WEAVER_OPTIONS}
+        return weaver_loop(evaluate_classification, quantize, kept)
     if not fast:
         return evaluate_classification
 

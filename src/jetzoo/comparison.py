@@ -1,0 +1,387 @@
+"""A network in float32 and in int8 on the same jets, side by side."""
+
+import glob
+import io
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+
+import awkward as ak
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+from weaver.utils.data.preprocess import _build_new_variables
+from weaver.utils.nn.tools import unwrap_model
+
+from jetzoo import UserError, evaluate, inference, quantization, tables, zoo
+
+# What int8 may cost: the AUC may fall by this, the rejection at 50% by this part.
+AUC_DROP, REJECTION_LOSS = 0.001, 0.03
+
+# Files that calibration jets are taken from: the classes of JetClass are in different files.
+CALIBRATION_FILES = 20
+
+
+class SideBySide(nn.Module):
+    """Runs a network in float32 and in int8 on each batch, and answers as the former.
+
+    One call of each in turn: what else the machine does slows both alike.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Runs on the fast engine.
+    quantized : jetzoo.quantization.QuantizedNetwork
+    jets : tuple of Tensor
+        The first call on these is not timed: it packs the weights.
+
+    Attributes
+    ----------
+    logits : list of Tensor
+        Of the int8 form, batch by batch.
+    seconds : list of float
+        Of the float32 and of the int8 form.
+    num_jets : int
+    """
+
+    def __init__(self, model, quantized, jets):
+        super().__init__()
+        self.networks = nn.ModuleList((inference.accelerate(model, device="cpu"), quantized))
+        self.eval()
+        for network in self.networks:
+            network(*jets)
+        self.logits, self.seconds, self.num_jets = [], [0.0, 0.0], 0
+
+    def forward(self, *inputs):
+        """The four inputs to (B, num_classes)."""
+        logits = []
+        for i, network in enumerate(self.networks):
+            start = time.perf_counter()
+            logits.append(network(*inputs))
+            self.seconds[i] += time.perf_counter() - start
+        self.num_jets += len(inputs[0])
+        self.logits.append(logits[1])
+        return logits[0]
+
+    def scores(self):
+        """Probabilities of the int8 form since the last call, (B, num_classes)."""
+        scores = torch.cat(self.logits).softmax(1).numpy()
+        self.logits.clear()
+        return scores
+
+
+def metrics(labels, scores, classes):
+    """Metrics of both forms.
+
+    Parameters
+    ----------
+    labels : ndarray of int, (num_jets,)
+    scores : pair of ndarray, (num_jets, num_classes)
+        In float32 and in int8.
+    classes : list of str
+
+    Returns
+    -------
+    dict
+        JSON-ready: ``float32`` and ``int8``, each as of :func:`jetzoo.evaluate.evaluate`,
+        ``largest_difference`` of a probability, and ``within_bounds``: whether the AUC falls by at
+        most 0.001 and the first rejection by at most 3%; None if neither is known.
+    """
+    found = {
+        name: evaluate.evaluate(labels, s, classes)
+        for name, s in zip(("float32", "int8"), scores, strict=True)
+    }
+    before, after = found.values()
+    checks = []
+    if before["auc"] is not None:
+        checks.append(before["auc"] - after["auc"] <= AUC_DROP)
+    for a, b in zip(before["rejections"], after["rejections"], strict=True):
+        if a["signal_efficiency"] == 0.5 and a["rejection"] and b["rejection"]:
+            checks.append(1 - b["rejection"] / a["rejection"] <= REJECTION_LOSS)
+    return {
+        **found,
+        "largest_difference": float(np.abs(scores[0] - scores[1]).max()),
+        "within_bounds": all(checks) if checks else None,
+    }
+
+
+def table(found):
+    """What :meth:`Comparison.finish` gives, for the terminal.
+
+    Returns
+    -------
+    rich.table.Table
+    """
+    from rich.table import Table
+
+    shown = Table("", "float32", f"int8, {found['method']}", "int8 / float32")
+
+    def row(name, key, style):
+        before, after = (found[form][key] for form in ("float32", "int8"))
+        if before is None or after is None:
+            shown.add_row(name, *("-" if x is None else style.format(x) for x in (before, after)))
+        else:
+            ratio = after / before if before else 1.0
+            shown.add_row(name, style.format(before), style.format(after), f"{ratio:.4g}")
+
+    row("accuracy", "accuracy", "{:.4f}")
+    row("AUC", "auc", "{:.4f}")
+    for a, b in zip(found["float32"]["rejections"], found["int8"]["rejections"], strict=True):
+        pair = [
+            f"> {x['lower_limit']:.0f}" if x["rejection"] is None else f"{x['rejection']:.1f}"
+            for x in (a, b)
+        ]
+        known = a["rejection"] and b["rejection"]
+        shown.add_row(
+            f"rejection at {100 * a['signal_efficiency']:g}%, {a['signal']}",
+            *pair,
+            f"{b['rejection'] / a['rejection']:.4g}" if known else "",
+        )
+    row("file [MB]", "megabytes", "{:.2f}")
+    row("jets/s", "jets_per_second", "{:.0f}")
+    return shown
+
+
+def notes(found):
+    """Sentences on what a user should know of the comparison."""
+    float32, int8 = found["float32"], found["int8"]
+    if int8["jets_per_second"] < float32["jets_per_second"]:
+        yield "int8 is not faster than the float32 engine here; what it gives is a smaller file."
+    if found["within_bounds"] is False:
+        yield (
+            f"int8 costs more than {AUC_DROP} of the AUC or {REJECTION_LOSS:.0%} of the rejection "
+            "at 50%: try --qat, or the method weight-only."
+        )
+
+
+def calibration_jets(tagger, files, many=False):
+    """The inputs of some jets of files, in equal shares.
+
+    Parameters
+    ----------
+    tagger : jetzoo.zoo.Tagger
+    files : sequence of str or Path
+    many : bool
+        Enough for a fine-tuning.
+
+    Returns
+    -------
+    tuple of Tensor
+        The four inputs of the network.
+
+    Raises
+    ------
+    UserError
+        If there are no files or no jets, or a file does not fit the data config.
+    """
+    if not files:
+        raise UserError("There are no files to calibrate with.")
+    files = files[:: -(-len(files) // CALIBRATION_FILES)]
+    count = quantization.TUNING_JETS if many else quantization.CALIBRATION_JETS
+    share = -(-count // len(files))
+    config = tagger.data_config
+    jets = [tables.read(path, tagger.branches, config.treename)[:share] for path in files]
+    inputs = [tagger.inputs(part) for part in jets if len(part)]
+    if not inputs:
+        raise UserError("There are no jets to calibrate with.")
+    groups = zip(*(part.values() for part in inputs), strict=True)
+    jets = tuple(torch.from_numpy(np.concatenate(group)) for group in groups)
+    # Mixed, because only the first of them are used to calibrate with.
+    order = torch.randperm(len(jets[0]), generator=torch.Generator().manual_seed(0))
+    return tuple(x[order] for x in jets)
+
+
+def labelled_batches(tagger, files, batch_size):
+    """Inputs and true classes of the jets of files.
+
+    Yields
+    ------
+    inputs : tuple of Tensor
+    labels : ndarray of int, (B,)
+    """
+    config = tagger.data_config
+    (label,) = config.label_names
+    needed, new_variables = zoo._dependencies(config, [label])
+    for path in files:
+        jets = tables.read(path, tagger.branches | needed, config.treename)
+        for start in range(0, len(jets), batch_size):
+            part = jets[start : start + batch_size]
+            inputs = tuple(torch.from_numpy(x) for x in tagger.inputs(part).values())
+            labels = _build_new_variables(ak.to_packed(part[sorted(needed)]), new_variables)[label]
+            yield inputs, ak.to_numpy(labels)
+
+
+class Comparison:
+    """Quantizes a trained network, and finds out what that changes.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In float32.
+    data_config : weaver.utils.data.config.DataConfig
+    jets : tuple of Tensor
+        To calibrate with.
+    output : str or Path
+        Where the int8 network goes; what was found is written beside it, as ``.json``.
+    network : str
+        Name of the network's file.
+    options : dict
+        ``--network-option`` pairs of the training.
+    method : str
+    qat : bool
+        Fine-tune the network for int8, see :func:`jetzoo.quantization.fine_tune`.
+    """
+
+    def __init__(
+        self, model, data_config, jets, output, network, options=None, method="static", qat=False
+    ):
+        output = Path(output)
+        tables.writable_folder(output.parent)
+        self.classes = list(data_config.label_value)
+        prepare = quantization.fine_tune if qat else quantization.quantize
+        quantized = prepare(model, jets, method, "cpu")
+        self.both = SideBySide(model, quantized, tuple(x[:64] for x in jets))
+        self.labels, self.scores = [], ([], [])
+        self.found = {"network": str(network), "method": method, "qat": qat}
+        self.paths = output, output.with_suffix(".json")
+        quantization.save(quantized, output, network, data_config, options)
+        file = io.BytesIO()
+        torch.save(model.state_dict(), file)
+        self.megabytes = file.tell() / 1e6, output.stat().st_size / 1e6
+
+    def add(self, labels, scores):
+        """Take up true classes (B,), float32 scores (B, num_classes) and the int8 ones."""
+        self.labels.append(np.asarray(labels))
+        self.scores[0].append(np.asarray(scores))
+        self.scores[1].append(self.both.scores())
+
+    def finish(self):
+        """Write and return what was found.
+
+        Returns
+        -------
+        dict
+            That of :func:`metrics`, with ``network``, ``method`` and ``qat``, and ``megabytes`` and
+            ``jets_per_second`` in each form.
+        """
+        scores = tuple(map(np.concatenate, self.scores))
+        found = self.found | metrics(np.concatenate(self.labels), scores, self.classes)
+        for i, form in enumerate(("float32", "int8")):
+            found[form]["megabytes"] = self.megabytes[i]
+            found[form]["jets_per_second"] = self.both.num_jets / self.both.seconds[i]
+        with tables.atomic(self.paths[1]) as partial:
+            partial.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
+        return found
+
+
+def compare(tagger, files, calibration, output, network, options=None, method="static", qat=False):
+    """Quantize a trained network and compare both forms on the jets of files.
+
+    Parameters
+    ----------
+    tagger : jetzoo.zoo.Tagger
+        On the CPU.
+    files : sequence of str or Path
+        Labelled jets to compare on.
+    calibration : sequence of str or Path
+        Files of jets to calibrate with.
+    output, network, options, method, qat
+        See :class:`Comparison`.
+
+    Returns
+    -------
+    Comparison
+        Complete, but for :meth:`Comparison.finish`.
+    """
+    treename = tagger.data_config.treename
+    total = sum(tables.describe(path, treename)[1] for path in files)
+    if total == 0:
+        raise UserError("There are no jets to compare on in the files.")
+    # The first batch is read before anything is written: files may lack a branch.
+    batches = labelled_batches(tagger, files, 256)
+    first = next(batches)
+    comparison = Comparison(
+        tagger.model,
+        tagger.data_config,
+        calibration_jets(tagger, calibration, many=qat),
+        output,
+        network,
+        options,
+        method,
+        qat,
+    )
+    with tqdm(total=total, unit="jet", desc="compare") as progress:
+        for inputs, labels in itertools.chain([first], batches):
+            comparison.add(labels, comparison.both(*inputs).softmax(1).numpy())
+            progress.update(len(labels))
+    return comparison
+
+
+def weaver_loop(evaluate_classification, settings, options):
+    """weaver's evaluation loop, which compares both forms when it predicts the test jets.
+
+    Parameters
+    ----------
+    evaluate_classification : callable
+        weaver's own.
+    settings : dict
+        ``method``, ``network``, ``calibration`` (patterns of files), ``output`` (folder), ``qat``.
+    options : dict
+        Of the network.
+    """
+    comparison = None
+
+    def run(model, test_loader, dev, epoch, for_training=True, **arguments):
+        nonlocal comparison
+        if for_training:
+            return evaluate_classification(model, test_loader, dev, epoch, **arguments)
+        config = test_loader.dataset.config
+        if comparison is None:
+            model = unwrap_model(model)
+            files = [f for x in settings["calibration"] for f in sorted(glob.glob(x))]
+            jets = calibration_jets(zoo.Tagger(model, config), files, many=settings["qat"])
+            comparison = Comparison(
+                model,
+                config,
+                jets,
+                Path(settings["output"]) / "net_int8.pt",
+                settings["network"],
+                options,
+                settings["method"],
+                settings["qat"],
+            )
+        # On the CPU, wherever the network was trained.
+        result = evaluate_classification(
+            comparison.both, test_loader, "cpu", epoch, for_training=False, **arguments
+        )
+        _, scores, labels, _ = result
+        comparison.add(labels[config.label_names[0]], scores)
+        groups = arguments.get("extra_args", {})
+        # weaver predicts one group of files after the other: those of JetClass are the classes.
+        if groups.get("name") == list(groups.get("test_loaders", {None: None}))[-1]:
+            show(comparison)
+        return result
+
+    def evaluate_or_exit(*args, **kwargs):
+        try:
+            return run(*args, **kwargs)
+        except UserError as error:
+            print(f"jetzoo: {error}", file=sys.stderr)
+            raise SystemExit(2) from error
+
+    return evaluate_or_exit
+
+
+def show(comparison):
+    """Print what was found, after writing it."""
+    from rich.console import Console
+
+    found = comparison.finish()
+    Console().print(table(found))
+    for note in notes(found):
+        print(f"note: {note}")
+    for path in comparison.paths:
+        print(f"wrote {path}")
