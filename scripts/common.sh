@@ -29,6 +29,8 @@ models=(
 # crumbs. 200 MB of JetClass files are about 2 GB of padded inputs.
 small=200000000
 
+quantize_methods=(static dynamic weight-only)
+
 demo_epochs=3 demo_samples=3200 demo_samples_val=768 demo_batch=64
 
 usage() {
@@ -51,6 +53,9 @@ OPTIONS, after MODEL and FEATURES
   --attention NAME   attention backend; for ParT and its variants
   --load FILE.pt     start the training from these weights
   --predict          do not train: predict the test set with the weights of --load
+  --quantize METHOD  predict the test set in int8, too, and compare; the int8 network goes to
+                     net_int8.pt; METHOD is ${quantize_methods[*]}
+  --qat              with --quantize: fine-tune the network for int8 first
   --profile [DIR]    at the end, find out where the time goes, in training and inference;
                      DIR/index.html shows it (default: profile in the output folder)
   -h, --help         print this
@@ -128,6 +133,7 @@ given() {
 parse_arguments() {
     local row names
     model=ParT feature=${features[0]} demo=no dry_run=no predict=no attention='' load='' profile=''
+    quantize='' qat=False
     user_options=()
     if (($#)) && [[ $1 != -* ]]; then
         model=$1
@@ -139,8 +145,12 @@ parse_arguments() {
     fi
     while (($#)); do
         case $1 in
-            --attention=* | --load=* | --profile=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
-            --attention | --load) (($# > 1)) || die "$1 needs a value; -h explains." ;;
+            --attention=* | --load=* | --profile=* | --quantize=*)
+                set -- "${1%%=*}" "${1#*=}" "${@:2}"
+                ;;
+            --attention | --load | --quantize)
+                (($# > 1)) || die "$1 needs a value; -h explains."
+                ;;
         esac
         case $1 in
             -h | --help)
@@ -157,6 +167,11 @@ parse_arguments() {
                 load=$2
                 shift
                 ;;
+            --quantize)
+                quantize=$2
+                shift
+                ;;
+            --qat) qat=True ;;
             --profile)
                 profile=default
                 if (($# > 1)) && [[ $2 != -* ]]; then
@@ -187,6 +202,12 @@ parse_arguments() {
     done
     if [[ -n $attention && $family != ParT ]]; then
         die "--attention is for ParT and its variants, not for $model."
+    fi
+    if [[ -n $quantize ]]; then
+        is_one_of "$quantize" "${quantize_methods[@]}" ||
+            die "There is no --quantize '$quantize'; the methods are ${quantize_methods[*]}."
+    elif [[ $qat == True ]]; then
+        die "--qat goes with --quantize; -h explains."
     fi
     if given --predict; then
         predict=yes
@@ -367,6 +388,30 @@ choose_output() {
     fi
 }
 
+# The option of the network file with which weaver predicts in int8, too. The jets to calibrate with
+# are those of validation or, where they are a part of the training files, of training.
+quantize_option() {
+    local pattern path patterns=("${data_val[@]}") literals=()
+    if given -l --data-val; then
+        patterns=("$value") # weaver takes several; one of them is enough
+    elif ! compgen -G "$datadir/${data_val[0]#*:}" >/dev/null; then
+        patterns=("${data_train[@]}")
+    fi
+    for pattern in "${patterns[@]}"; do
+        path=${pattern#*:}
+        [[ $path == /* ]] || given -l --data-val || path=$datadir/$path
+        literals+=("$(literal "$path")")
+    done
+    printf "{'method': '%s', 'qat': %s, 'network': '%s', 'output': %s, 'calibration': [%s]}" \
+        "$quantize" "$qat" "$model" "$(literal "$output")" "$(IFS=, && echo "${literals[*]}")"
+}
+
+# A string as Python reads it.
+literal() {
+    local text=${1//\\/\\\\}
+    printf "'%s'" "${text//\'/\\\'}"
+}
+
 build_command() {
     data_config=$root/data/$dataset/${config}_$feature.yaml
     if [[ $demo == yes ]]; then
@@ -376,6 +421,9 @@ build_command() {
         --data-config "$data_config" --network-config "$root/networks/$model.py")
     if [[ -n $attention ]]; then
         command+=(--network-option attention "'$attention'")
+    fi
+    if [[ -n $quantize ]]; then
+        command+=(--network-option quantize "$(quantize_option)")
     fi
     if [[ $predict == yes && -n $load ]]; then
         command+=(--model-prefix "$load")

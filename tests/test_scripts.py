@@ -1,6 +1,7 @@
 """The three training scripts: the command they build, their messages, and a short training each."""
 
 import argparse
+import ast
 import itertools
 import json
 import os
@@ -379,7 +380,7 @@ def test_help(dataset, run):
     for result in (run(dataset, "-h"), run(dataset, "PFN", "--num-epochs", "3", "--help")):
         assert result.returncode == 0 and result.stderr == ""
         options = ["--demo", "--dry-run", "--gpus", "--attention", "--load", "--predict"]
-        options.append("--profile [DIR]")
+        options += ["--profile [DIR]", "--quantize METHOD", "--qat"]
         environment = f"DATADIR_{dataset} COMMENT DDP_NGPUS DDP_NNODES DDP_NODE_RANK DDP_RDZV"
         for word in [*options, *environment.split(), *MODELS, *FEATURES[dataset]]:
             assert word in result.stdout
@@ -451,6 +452,34 @@ def test_profile_command(run, checkout, published, tmp_path):
     names = [f"Pythia/test_20M/{group}_000.root" for group in handmade.JETCLASS]
     assert sorted(profile.data) == sorted(str(published / "JetClass" / name) for name in names)
     assert_misuse(run("QuarkGluon", "--profile="), "--profile")
+
+
+def test_quantize(dry_run, run, published):
+    def settings(*arguments, dataset="QuarkGluon"):
+        _, args = dry_run(dataset, *arguments, "--quantize", "static")
+        return args, ast.literal_eval(dict(args.network_option)["quantize"])
+
+    args, found = settings("PFN", "kin", "--qat")
+    assert found.pop("output") == str(Path(args.model_prefix).parent)
+    assert found == {
+        "method": "static",
+        "qat": True,
+        "network": "PFN",
+        # There is no validation file: weaver cuts the validation jets out of these.
+        "calibration": [str(published / "QuarkGluon" / "train_file_*.parquet")],
+    }
+    _, found = settings(dataset="TopLandscape")
+    assert found["calibration"] == [str(published / "TopLandscape" / "val_file*.parquet")]
+    _, found = settings(dataset="JetClass")
+    folder = published / "JetClass" / "Pythia" / "val_5M"
+    assert sorted(found["calibration"]) == sorted(
+        str(folder / f"{name}_*.root") for name in handmade.JETCLASS
+    )
+    _, found = settings("--data-val", "it's/here.parquet")
+    assert found["calibration"] == ["it's/here.parquet"] and not found["qat"]
+    assert_misuse(run("QuarkGluon", "--quantize", "int4"), "int4", "static dynamic weight-only")
+    assert_misuse(run("QuarkGluon", "--quantize"), "--quantize needs a value")
+    assert_misuse(run("QuarkGluon", "--qat"), "--quantize")
 
 
 def test_profile_runs_after_the_evaluation(run, tmp_path):
