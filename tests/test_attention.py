@@ -9,13 +9,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from jetzoo.attention import attention, check_backend, dispatch, flash
+from jetzoo import native
+from jetzoo.attention import attention, check_backend, dispatch, flash, jagged
 from jetzoo.attention.reference import weights
+from jetzoo.packing import pack
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+COMPILER = native.load("training") is not None
 HALF = torch.bfloat16 if DEVICE == "cuda" else torch.float16
 LENGTHS = [1, 7, 33, 61, 130]
-WITH_GRADIENT = ["reference", "sdpa", "jagged", "triton"] + (["flex"] if DEVICE == "cuda" else [])
+JAGGED = ["jagged"] if DEVICE == "cpu" and COMPILER else []
+WITH_GRADIENT = ["reference", "sdpa", "triton", *JAGGED] + (["flex"] if DEVICE == "cuda" else [])
 NUM_HEADS, HEAD_DIM = 2, 16
 
 
@@ -107,7 +111,7 @@ def test_without_mask(backend):
     torch.testing.assert_close(out, torch_own(*inputs, None), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["jagged", "triton"])
+@pytest.mark.parametrize("backend", ["triton", *JAGGED])
 def test_mask_need_not_be_a_prefix(backend):
     (q, k, v, bias), _ = make(5, 40, torch.float32)
     mask = torch.rand(3, 40, generator=torch.Generator().manual_seed(2)).to(DEVICE) < 0.5
@@ -126,7 +130,7 @@ def test_triton_takes_any_head_width_and_layout():
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["jagged", "triton"])
+@pytest.mark.parametrize("backend", ["triton", *JAGGED])
 def test_padding_gets_zeros(backend):
     inputs, mask = make(130, 130, torch.float32)
     q, k, v, bias = (x.requires_grad_() for x in inputs)
@@ -137,7 +141,7 @@ def test_padding_gets_zeros(backend):
     assert (grads[3][1, :, 65:] == 0).all() and (grads[3][1, :, :, 65:] == 0).all()
 
 
-@pytest.mark.parametrize("backend", ["jagged", "triton"])
+@pytest.mark.parametrize("backend", ["triton", *JAGGED])
 def test_dropout(backend):
     """Linear in v, so weights can be read off; what is dropped is the same in both passes."""
     (q, k, _, bias), _ = make(40, 16, torch.float32)
@@ -155,6 +159,82 @@ def test_dropout(backend):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     again = attention(q, k, v, bias=bias, dropout_p=0.25, backend=backend)
     assert not torch.equal(dropped, again)
+
+
+def packed_as_padded(qkv, bias, layout, num_heads, function):
+    """The same through padded heads and matrices, jet after jet."""
+    first, first_pair = layout.first.tolist(), layout.first_pair.tolist()
+    outs = []
+    for jet, count in enumerate(layout.counts.tolist()):
+        rows = qkv[first[jet] : first[jet] + count]
+        heads = [x.unflatten(-1, (num_heads, -1)).transpose(0, 1)[None] for x in rows.chunk(3, -1)]
+        matrix = None
+        if bias is not None:
+            i, j = torch.tril_indices(count, count)
+            pairs = first_pair[jet] + torch.arange(len(i))
+            place = torch.zeros(count, count, dtype=torch.long)
+            place[i, j] = place[j, i] = pairs
+            matrix = bias[:, place][None]
+        if count:
+            outs.append(function(*heads, bias=matrix)[0].transpose(0, 1).flatten(1))
+    return torch.cat(outs)
+
+
+@pytest.mark.skipif(not JAGGED, reason="no C++ compiler")
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("head_dim", [5, 16, 32])
+def test_packed_attention(head_dim, with_bias):
+    counts, num_heads = (33, 0, 1, 130, 7, 16), 2
+    layout = pack(torch.arange(130) < torch.tensor(counts)[:, None, None], with_pairs=True)
+    torch.manual_seed(5)
+    qkv = torch.randn(sum(counts), 3 * num_heads * head_dim)
+    bias = 2 * torch.randn(num_heads, len(layout.pairs[0])) if with_bias else None
+    grad = torch.randn(sum(counts), num_heads * head_dim)
+
+    def run(function, dtype):
+        inputs = [x.to(dtype).requires_grad_() for x in (qkv, bias) if x is not None]
+        out = function(*inputs)
+        return [
+            out.double(),
+            *(g.double() for g in torch.autograd.grad(out, inputs, grad.to(dtype))),
+        ]
+
+    def packed(qkv, bias=None):
+        return jagged.packed_attention(qkv, num_heads, layout, bias=bias)
+
+    def padded(qkv, bias=None):
+        return packed_as_padded(qkv, bias, layout, num_heads, attend)
+
+    def attend(q, k, v, bias):
+        return F.scaled_dot_product_attention(q, k, v, bias)
+
+    ours, theirs = run(packed, torch.float32), run(padded, torch.float32)
+    for x, y, true in zip(ours, theirs, run(padded, torch.float64), strict=True):
+        assert (x - true).norm() <= 2 * (y - true).norm()
+
+
+@pytest.mark.skipif(not JAGGED, reason="no C++ compiler")
+def test_packed_dropout_is_the_padded_one():
+    """The same seed drops the same weights, whichever way the tokens are laid out."""
+    layout = pack(torch.ones(1, 1, 40, dtype=torch.bool), with_pairs=True)
+    qkv, grad = torch.randn(40, 3 * 32, requires_grad=True), torch.randn(40, 32)
+    heads = [x.unflatten(-1, (2, 16)).transpose(0, 1)[None] for x in qkv.chunk(3, -1)]
+    torch.manual_seed(6)
+    packed = jagged.packed_attention(qkv, 2, layout, dropout_p=0.3)
+    torch.manual_seed(6)
+    padded = attention(*heads, dropout_p=0.3, backend="jagged")[0].transpose(0, 1).flatten(1)
+    torch.testing.assert_close(packed, padded)
+    found = [torch.autograd.grad(x, qkv, grad)[0] for x in (packed, padded)]
+    torch.testing.assert_close(*found)
+    assert not torch.equal(packed, jagged.packed_attention(qkv, 2, layout, dropout_p=0.3))
+
+
+def test_without_a_compiler(monkeypatch):
+    monkeypatch.setattr(jagged, "load", lambda name: None)
+    (q, k, v, bias), _ = make(64, 64, torch.float32)
+    assert dispatch.choose_backend(q, k, bias, 0.1) == "sdpa"
+    with pytest.raises(ValueError, match=r"needs a CPU, a C\+\+ compiler"):
+        attention(q, k, v, bias=bias, backend="jagged")
 
 
 def test_triton_operator_is_well_defined():
@@ -245,11 +325,12 @@ def test_package_and_function_share_a_name(lines):
 
 def test_auto_takes_the_backend_that_was_measured():
     if DEVICE == "cpu":
-        for length, dropout_p, expected in [(16, 0.1, "sdpa"), (64, 0.1, "jagged")]:
+        native = "jagged" if COMPILER else "sdpa"
+        for length, dropout_p, expected in [(8, 0.1, "sdpa"), (16, 0.1, native), (64, 0, native)]:
             (q, k, _, bias), _ = make(length, length, torch.float32)
             assert dispatch.choose_backend(q, k, bias, dropout_p) == expected
-        assert dispatch.choose_backend(q, k) == "sdpa"
         assert dispatch.choose_backend(q[:, :, :1], k, bias[:, :, :1], 0.1) == "sdpa"
+        assert dispatch.choose_backend(q.double(), k.double()) == "sdpa"
 
 
 def test_light_import():

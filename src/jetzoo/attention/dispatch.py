@@ -84,12 +84,12 @@ def choose_backend(q, k, bias=None, dropout_p=0.0):
         return "sdpa"
     # One thread, 8 heads of 16, jets half to entirely full, milliseconds of sdpa | jagged:
     # batch x length      128 x 16     128 x 32     128 x 64      64 x 128     4 x 512
-    # train, bias        7.2 | 20      24 | 26     117 | 43      247 | 66     241 | 71
-    # train, no bias     6.9 | 18      21 | 25      81 | 40      173 | 63     182 | 59
-    # infer, bias        2.1 | 6.7    5.7 | 7.9     17 | 12       29 | 15      25 | 13
-    # infer, no bias     1.6 | 6.5    4.0 | 7.4     10 | 11       15 | 14      11 | 11
+    # train, bias         10 | 5.5      22 | 9.7     93 | 23      250 | 36     290 | 38
+    # train, no bias     5.7 | 4.6      19 | 8.8     84 | 19      190 | 30     240 | 20
+    # infer, bias        1.7 | 2.0     5.0 | 4.2     19 | 8.6      46 | 12      49 | 8.9
+    # infer, no bias     1.6 | 2.0     3.4 | 3.8    9.1 | 7.2      17 | 11      13 | 7.5
     trains = dropout_p or any(torch.is_grad_enabled() and x.requires_grad for x in (q, k))
-    pays = min(q.shape[2], k.shape[2]) >= 48 and (trains or bias is not None)
+    pays = min(q.shape[2], k.shape[2]) >= (16 if trains else 32)
     return "jagged" if pays and not torch.compiler.is_compiling() and available(q) else "sdpa"
 
 

@@ -339,7 +339,7 @@ EXPORT void attention_backward(const Attention* a, int threads) {
 
 // -------------------------------------------------- element-wise chains of the blocks, row by row
 
-constexpr int64_t CHUNK = 128;  // rows whose sums are made together
+constexpr int64_t CHUNK = 32;  // rows whose sums are made together
 
 // task(row, sums, scratch) for all rows; adds up `width` sums over the rows.
 template <class Task>
@@ -353,9 +353,10 @@ static void over_rows(int64_t count, int width, int threads, int scratch_size, f
         for (int64_t i = chunk * CHUNK; i < std::min(count, (chunk + 1) * CHUNK); i++)
             task(i, partial.data() + chunk * width, work);
     });
-    for (int c = 0; c < width; c++) total[c] = 0;
+    std::vector<double> exact(width);
     for (int64_t chunk = 0; chunk < chunks; chunk++)
-        for (int c = 0; c < width; c++) total[c] += partial[chunk * width + c];
+        for (int c = 0; c < width; c++) exact[c] += partial[chunk * width + c];
+    std::copy(exact.begin(), exact.end(), total);
 }
 
 INLINE void accumulate(float* p, vf x) { store(p, load(p) + x); }
