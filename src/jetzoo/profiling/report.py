@@ -616,7 +616,11 @@ def make_rows(timers, counted):
     order = {name: index for index, name in enumerate(types)}
 
     def parent(name):
-        return name.rpartition(".")[0] or NETWORK
+        while name not in (NETWORK, ""):
+            name = name.rpartition(".")[0]
+            if name in types:
+                return name
+        return NETWORK
 
     rows = {}
     for name in dict.fromkeys([*types, *best.forward, *best.backward, *counted.operations]):
