@@ -160,6 +160,8 @@ def run_profile(args):
     # PyTorch's profiler would tell that it starts and stops, and what it did not see begin.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # As the training scripts do: threads that wait do not spin.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if args.fast and args.compare:
         raise UserError("--compare has a configuration fast: leave out --fast.")
     options = _network_options(args)
