@@ -237,6 +237,33 @@ def run_quantize(args):
     )
 
 
+def add_export(parser):
+    _add_tagger(parser)
+    parser.add_argument("--onnx", required=True, metavar="FILE", help="what to write, .onnx")
+    parser.add_argument("--int8", action="store_true", help="matrix products in int8")
+    parser.add_argument(
+        "--calibration",
+        nargs="+",
+        metavar="FILE",
+        help="jets to fix the ranges of int8 with (default: they are found at run time)",
+    )
+
+
+def run_export(args):
+    from jetzoo.export import export
+
+    export(
+        args.network,
+        args.checkpoint,
+        args.data_config,
+        args.onnx,
+        args.int8,
+        args.calibration,
+        **_network_options(args),
+    )
+    print(f"wrote {args.onnx}")
+
+
 def jet_selection(text):
     """``1000`` to an int, ``3,17`` to a list."""
     if "," not in text:
@@ -315,6 +342,7 @@ COMMANDS = (
         add_quantize,
         run_quantize,
     ),
+    ("export", "an ONNX file of a trained network", add_export, run_export),
     ("models", "list, check and fetch trained weights", add_models, run_models),
 )
 

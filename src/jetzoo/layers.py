@@ -307,7 +307,7 @@ class ClassAttention(Attention):
             Tokens.
         layout : Packed or Padded
         """
-        dim = query.shape[-1]
+        dim = self.out_proj.in_features  # a number in exported graphs, too
         w_q, w_kv = self.in_proj.weight.split((dim, 2 * dim))
         b_q, b_kv = self.in_proj.bias.split((dim, 2 * dim))
         q = nn.functional.linear(query, w_q, b_q)
