@@ -19,8 +19,10 @@ from test_zoo import COUNTS, write_jets, write_network
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from jetzoo import UserError, profiling, tables, zoo
+from jetzoo import UserError, accelerate, profiling, tables, zoo
 from jetzoo.cli import main
+from jetzoo.inference import MicroBatches
+from jetzoo.native.part import STAGES, NativePart
 from jetzoo.profiling import configurations, figures, loading, report
 from jetzoo.profiling.modules import (
     AUTOGRAD,
@@ -221,6 +223,30 @@ def test_work_that_is_counted_elsewhere_belongs_to_the_caller():
         step(timer)
     rows = {row.module: row for row in report.make_rows([timer], tally(step))}
     assert rows["layers.0"].flops == 2 * 6 * 5 * 8 * 3 and "layers.0.linear" not in rows
+
+
+def test_native_kernels_tell_what_they_do():
+    """As many FLOPs as the same network in PyTorch, and seconds for each stage."""
+    native = accelerate(part())
+    if not isinstance(native, NativePart):
+        pytest.skip("the kernels are not compiled here")
+    jets = inputs([12] * 40)
+    step = Step(native, jets)
+    step()
+    twin = MicroBatches(native.folded)
+    with torch.no_grad():
+        expected = profiling.flops(lambda: twin(*jets))
+    counted = tally(step)
+    # The class token's own value is a sum of products there.
+    assert sum(counted.flops.values()) == pytest.approx(expected, rel=0.01)
+    with Timer(step) as timer:
+        step(timer)
+    rows = {row.module: row for row in report.make_rows([timer], counted)}
+    for stage in STAGES:
+        row = rows[f"{NETWORK}.{stage}"]
+        assert row.seconds > 0 and row.flops > 0 and row.bytes_moved > 0 and row.fused
+    kinds = seconds_by(rows.values(), "kind")
+    assert {"embedding", "pair embedding", "attention", "feed-forward"} <= set(kinds)
 
 
 # Time

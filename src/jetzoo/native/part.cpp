@@ -5,6 +5,7 @@
 // registers, and no jet needs padding but at the end of a group. Each thread takes a group of jets
 // through the whole network, so that activations stay in the second-level cache.
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <memory>
 #include <mutex>
@@ -65,12 +66,30 @@ struct Network {
     const float* cls_token;
 };
 
+// What `jetzoo profile` tells apart.
+enum Stage { EMBED, PAIR_EMBED, ATTENTION, FEED_FORWARD, CLASS_ATTENTION, STAGES };
+
 using Buffer = std::vector<float>;
 struct Workspace {
     Buffer x, qkv, mixed, tile, hidden, pair, pair_hidden, pair_out, bias, particles, scores;
     Buffer cls, cls_wide, cls_mean, heads;
     std::vector<int32_t> quantized;
+    double seconds[STAGES] = {};
 };
+
+// Adds the time since it was last asked to a stage.
+struct Clock {
+    using Now = std::chrono::steady_clock;
+    double* seconds;
+    Now::time_point last = Now::now();
+
+    void add(Stage stage) {
+        const Now::time_point now = Now::now();
+        seconds[stage] += std::chrono::duration<double>(now - last).count();
+        last = now;
+    }
+};
+
 struct Jet {
     int32_t index, first, size;  // in the batch; first token in the group; number of particles
     const int32_t* positions;    // of the particles in the padded input
@@ -521,6 +540,7 @@ static void class_attention(const Network& net, const ClassBlock& block, const s
 static void forward(const Network& net, const float* features, const float* vectors, long length,
                     std::vector<Jet>& jets, float* out, Workspace& work) {
     const int dim = net.dim, heads = net.num_heads, head_dim = dim / heads;
+    Clock clock{work.seconds};
     long tokens = 0, pairs = 0;
     for (Jet& jet : jets) {
         jet.first = tokens;
@@ -549,6 +569,7 @@ static void forward(const Network& net, const float* features, const float* vect
     tiles(tokens, [&](auto size, long t) {
         embed<decltype(size)::value>(net, in + t, x + t, ld, work);
     });
+    clock.add(EMBED);
     for (const Jet& jet : jets) {
         if (!net.num_pair) break;
         const long stride = round_up(jet.size, W) + W, width = round_up(jet.size, W);
@@ -562,6 +583,7 @@ static void forward(const Network& net, const float* features, const float* vect
             std::fill(matrix + row * width + jet.size, matrix + (row + 1) * width, 0.f);
         pair_bias(net, jet.size, stride, p, matrix, width, work);
     }
+    clock.add(PAIR_EMBED);
     for (int c = 0; c < dim; c++) std::fill(mixed + c * ld + tokens, mixed + (c + 1) * ld, 0.f);
 
     for (int l = 0; l < net.num_blocks; l++) {
@@ -583,9 +605,11 @@ static void forward(const Network& net, const float* features, const float* vect
                 });
             }
         }
+        clock.add(ATTENTION);
         tiles(tokens, [&](auto size, long t) {
             feed_forward<decltype(size)::value>(block.rest, x + t, mixed + t, ld, dim, work);
         });
+        clock.add(FEED_FORWARD);
     }
 
     float* cls = reserve(work.cls, 2 * dim * W);
@@ -607,11 +631,13 @@ static void forward(const Network& net, const float* features, const float* vect
     }
     for (size_t b = 0; b < jets.size(); b++)
         for (int c = 0; c < dim; c++) out[long(jets[b].index) * dim + c] = cls[c * W + b];
+    clock.add(CLASS_ATTENTION);
 }
 
 // Workspaces outlive the calls: fresh memory costs a page fault for every 4 KiB.
 static std::vector<std::unique_ptr<Workspace>> spare;
 static std::mutex spare_mutex;
+static double stage_seconds[STAGES];  // of the last call, the sum over its threads
 
 static std::unique_ptr<Workspace> take_workspace() {
     std::lock_guard<std::mutex> lock(spare_mutex);
@@ -619,6 +645,11 @@ static std::unique_ptr<Workspace> take_workspace() {
     auto work = std::move(spare.back());
     spare.pop_back();
     return work;
+}
+
+EXPORT void part_stage_seconds(double* out) {
+    std::lock_guard<std::mutex> lock(spare_mutex);
+    std::copy(stage_seconds, stage_seconds + STAGES, out);
 }
 
 EXPORT int32_t rows_per_kernel() { return PM; }
@@ -647,9 +678,14 @@ EXPORT void part_forward(const Network* net, const float* features, const float*
             groups.push_back(b);
     groups.push_back(batch);
 
+    {
+        std::lock_guard<std::mutex> lock(spare_mutex);
+        std::fill(stage_seconds, stage_seconds + STAGES, 0.0);
+    }
     std::atomic<size_t> next{0};
     auto run = [&] {
         auto work = take_workspace();
+        std::fill(work->seconds, work->seconds + STAGES, 0.0);
         std::vector<Jet> jets;
         for (size_t g; (g = next++) + 1 < groups.size();) {
             jets.clear();
@@ -659,6 +695,7 @@ EXPORT void part_forward(const Network* net, const float* features, const float*
             forward(*net, features, vectors, length, jets, out, *work);
         }
         std::lock_guard<std::mutex> lock(spare_mutex);
+        for (int s = 0; s < STAGES; s++) stage_seconds[s] += work->seconds[s];
         spare.push_back(std::move(work));
     };
     std::vector<std::thread> others;

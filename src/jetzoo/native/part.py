@@ -1,6 +1,6 @@
 """Hands the folded Particle Transformer to its kernels in C++ (``part.cpp``)."""
 
-from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p
 
 import torch
 from torch import nn
@@ -10,6 +10,9 @@ from . import load
 # Tokens that go through the network together. The more, the less often the weights pass through
 # the cache; their activations should fit into 1 MiB beside them. A multiple of 48.
 TOKENS = 240
+
+# Of `enum Stage`, named as the layers of the network.
+STAGES = ("embed", "pair_embed", "blocks.attn", "blocks.fc", "cls_blocks")
 
 
 class Layer(Structure):
@@ -88,6 +91,8 @@ def library():
             c_void_p,
         ]
         kernels.part_forward.restype = None
+        kernels.part_stage_seconds.argtypes = [POINTER(c_double)]
+        kernels.part_stage_seconds.restype = None
     return kernels
 
 
@@ -144,6 +149,61 @@ class NativePart(nn.Module):
             logits = self.folded.head(cls)
         # Leave inference mode: the caller may want to do more than look at it.
         return logits.clone()
+
+    def stage_seconds(self):
+        """Seconds of each stage of the last call, the sum over threads, for `jetzoo profile`."""
+        seconds = (c_double * len(STAGES))()
+        library().part_stage_seconds(seconds)
+        return dict(zip(STAGES, seconds, strict=True))
+
+    def flops(self, points, features, lorentz_vectors, mask):
+        """FLOPs of the matrix products of each stage; the projection after attention is in fc."""
+        counts = mask.sum((1, 2))
+        jets, tokens = len(counts), int(counts.sum())
+        pairs = int((counts * (counts + 1) / 2).sum())
+        scores = 4 * int(counts.square().sum()) * self.folded.cls_token.shape[-1]
+        of_class = sum(len(mixer.key) for mixer in self.folded.cls_mixers)
+        of_class *= 4 * (tokens + jets) * self.folded.cls_token.shape[-1]
+        work = dict.fromkeys(STAGES, 0)
+        rows = {"pair_embed": pairs, "cls_blocks": jets}
+        for stage, weights in self._weights().items():
+            work[stage] = 2 * rows.get(stage, tokens) * sum(x.numel() for x in weights)
+        work["blocks.attn"] += scores * len(self.folded.mixers)
+        work["cls_blocks"] += of_class
+        return work
+
+    def bytes_moved(self, points, features, lorentz_vectors, mask):
+        """Bytes from memory: inputs once, weights once for each group of jets."""
+        groups = -(-int(mask.sum()) // self.tokens)
+        moved = {
+            stage: groups * sum(x.nbytes for x in weights)
+            for stage, weights in self._weights().items()
+        }
+        moved["embed"] += features.nbytes
+        moved["pair_embed"] = moved.get("pair_embed", 0) + lorentz_vectors.nbytes
+        return moved
+
+    def _weights(self):
+        folded = self.folded
+        blocks = list(zip(folded.mixers, folded.feed_forwards, strict=True))
+        cls_blocks = list(zip(folded.cls_mixers, folded.cls_feed_forwards, strict=True))
+        return {
+            "embed": [layer.weight for layer in folded.embed.layers],
+            "pair_embed": [layer.weight for layer in getattr(folded.pair_embed, "layers", ())],
+            "blocks.attn": [mixer.in_proj.weight for mixer, _ in blocks],
+            "blocks.fc": [
+                layer.weight for mixer, f in blocks for layer in (mixer.out_proj, f.fc1, f.fc2)
+            ],
+            "cls_blocks": [
+                weight
+                for mixer, f in cls_blocks
+                for weight in (
+                    *(layer.weight for layer in (mixer.query, mixer.out, f.fc1, f.fc2)),
+                    *mixer.key,
+                    *mixer.value,
+                )
+            ],
+        }
 
 
 class Packed:
