@@ -68,7 +68,7 @@ INLINE vf gelu(vf x) {
     return gelu(x, slope);
 }
 
-// ---------------------------------------------------------------- matrix products of small sizes
+// Matrix products of small sizes.
 
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int WIDE = 4;  // vectors of columns of a micro-kernel; 6 rows of them fill the registers
@@ -118,8 +118,6 @@ static void product(int m, int n, int k, const float* a, int64_t a_row, int64_t 
     if (n >= W) rows<12, 1>(m, k, a, a_row, a_col, b, ldb, c, ldc, add);
 }
 
-// ------------------------------------------------------------------------------------- dropout
-
 INLINE uint32_t mix(uint32_t x) {
     x ^= x >> 16;
     x *= 0x7feb352du;
@@ -157,7 +155,7 @@ class Dropout {
     }
 };
 
-// ----------------------------------------------------------------------------------- attention
+// Attention, a head of a jet at a time.
 
 // Rows of numbers of each jet and head: (T, ...) packed, where `first` says with which row a jet
 // begins, or (B, H, L, ...) with any strides. jetzoo.attention.jagged mirrors these structures.
@@ -337,7 +335,7 @@ EXPORT void attention_backward(const Attention* a, int threads) {
     });
 }
 
-// -------------------------------------------------- element-wise chains of the blocks, row by row
+// Element-wise chains of the blocks, row by row.
 
 constexpr int64_t CHUNK = 32;  // rows whose sums are made together
 
@@ -540,9 +538,8 @@ EXPORT void add_backward(const Chain* a, int threads) {
     });
 }
 
-// -------------------------------------------------------------- the pair MLP, in tiles of pairs
+// The pair MLP, in tiles of pairs: h_l = W_l a_(l-1), z_l = scale_l h_l + shift_l, a_l = gelu(z_l).
 //
-// Products, batch norms and GELUs: h_l = W_l a_(l-1), z_l = scale_l h_l + shift_l, a_l = gelu(z_l).
 // A batch norm needs sums over all pairs, so each layer has a pass of its own, forward and
 // backward. Each computes what it needs from the inputs on: that takes no longer than to write the
 // hidden layers to memory and to read them again.

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from . import load
 
 MULTIPLE = 16  # of the widths: the longest vectors there are
+MAX_LAYERS = 16  # of the pair MLP, as in training.cpp
 
 
 def usable(x):
@@ -361,6 +362,7 @@ def takes_pairs(x, layers):
     return (
         usable(x)
         and x.shape[-1] > 1
+        and len(norms) <= MAX_LAYERS
         and all(type(norm) is nn.BatchNorm1d and norm.training for norm in norms)
         and all(norm.momentum is not None for norm in norms)
     )
