@@ -572,7 +572,8 @@ examples:
                                                      look for TopLandscape.tar there first
   ./get_datasets.py QuarkGluon --sample              the small sample of this repository
   ./get_datasets.py QuarkGluon --simulate 100000 --seed 7 -j 8 -d sim
-                                                     new jets with Pythia 8 and FastJet
+                                                     new jets with Pythia 8 and FastJet; for
+                                                     the other two sets with a detector, too
   ./get_datasets.py QuarkGluon --convert QG_jets*.npz
   ./get_datasets.py TopLandscape --convert train.h5 val.h5 test.h5
                                                      from the original releases on Zenodo,

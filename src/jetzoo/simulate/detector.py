@@ -273,9 +273,8 @@ def _propagate(particles, detector):
     px, py, pz = (particles[name] for name in ("px", "py", "pz"))
     pt = np.hypot(px, py)
     charged = particles["charge"] != 0
-    with np.errstate(divide="ignore"):
-        # The distances flown in the transverse plane to the end of the cylinder, and to its side.
-        to_end = np.where(pz == 0, np.inf, (np.copysign(half_length, pz) - z) * pt / pz)
+    # The distances flown in the transverse plane to the end of the cylinder, and to its side.
+    to_end = (half_length - np.copysign(z, z * pz)) * pt / np.maximum(abs(pz), 1e-9)
     along, across = (x * px + y * py) / pt, (x * py - y * px) / pt
     to_side = -along + np.sqrt(np.maximum(radius**2 - across**2, 0))
     length = np.minimum(to_side, to_end)

@@ -104,8 +104,8 @@ CLASSES = {
 RADIUS = 0.8
 JET_PT = (500.0, 1000.0)  # GeV
 JET_MAX_ETA = 2.0
-# Of the hard process. Softer ones, whose jets get their momentum from initial-state radiation, would
-# be 5% of the selected H->bb jets, 7% of the QCD and 12% of the top jets.
+# Of the hard process. Softer ones, whose jets get their momentum from initial-state radiation,
+# would be 5% of the selected H->bb jets, 7% of the QCD and 12% of the top jets.
 HARD_PT = (440.0, 1200.0)  # GeV
 OUTGOING = 62  # Pythia's status of a resonance that is about to decay
 # What aux_truth_match says, by the heaviest of the decay products that are not a top's b.

@@ -9,8 +9,8 @@ constituents are stored as massless four-vectors.
 Two things are not in the papers and were found from the published jets. Multiple interactions,
 said to be ignored, are on here, as the jets have the particles and the width that they bring. The
 hard process begins at 520 GeV (QCD) and 500 GeV (tops), which gives their spectra of transverse
-momentum and, of QCD jets, their number of particles: softer processes, whose jets get their momentum
-from initial-state radiation, would be about a third of the QCD jets.
+momentum and, of QCD jets, their number of particles: softer processes, whose jets get their
+momentum from initial-state radiation, would be about a third of the QCD jets.
 
 References
 ----------
