@@ -184,6 +184,14 @@ def calibration_jets(tagger, files, many=False):
     share = -(-count // len(files))
     config = tagger.data_config
     jets = [tables.read(path, tagger.branches, config.treename)[:share] for path in files]
+    for path, part in zip(files, jets, strict=True):
+        # weaver's preprocessing would make numbers of them.
+        bad = [name for name in part.fields if not ak.all(np.isfinite(part[name]), axis=None)]
+        if bad:
+            raise UserError(
+                f"{path} has values that are NaN or infinite in {', '.join(bad)}: clean the file, "
+                "or calibrate with another one."
+            )
     inputs = [tagger.inputs(part) for part in jets if len(part)]
     if not inputs:
         raise UserError("There are no jets to calibrate with.")
