@@ -32,6 +32,7 @@ from weaver.utils.data.config import DataConfig
 from jetzoo import UserError, tables
 
 from . import inference, zoo
+from .layers import Attention, Block, Embed
 
 logger = logging.getLogger("jetzoo")
 
@@ -42,7 +43,7 @@ OBSERVERS = ("percentile", "mse")
 CALIBRATION_JETS = 512
 
 # Fine-tuning: jets, the part of them that judges, steps, jets of a step, and the learning rate.
-TUNING_JETS, JUDGES, STEPS, TUNING_BATCH, LEARNING_RATE = 4096, 1024, 200, 64, 2e-5
+TUNING_JETS, JUDGES, STEPS, TUNING_BATCH, LEARNING_RATE = 4096, 1024, 200, 64, 3e-5
 
 # What the percentile observer cuts off at each end.
 PERCENTILE = 1e-4
@@ -379,7 +380,7 @@ def fine_tune(model, jets, method="static", device=None):
     """Quantize a network after a short fine-tuning that makes up for the rounding of its weights.
 
     The network is trained with rounded weights, the gradients going straight through the rounding
-    (arXiv 1308.3432), to give the probabilities that it gives in float32: no truth is needed.
+    (arXiv 1308.3432), to give the logits that it gives in float32: no truth is needed.
     Batch norms and dropout are as in the evaluation. The fine-tuned weights are taken if their int8
     form is nearer to the float32 one on jets that took no part.
 
@@ -401,44 +402,75 @@ def fine_tune(model, jets, method="static", device=None):
     count = len(jets[0]) - min(JUDGES, len(jets[0]) // 4)
     judges = [x[count:] for x in jets]
     tuned = inference.copy_for_inference(model).requires_grad_(True)
-    for module in tuned.modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, nn.Parameter) and weight.ndim > 1 and not stays_float("", module):
-            parametrize.register_parametrization(module, "weight", Straight(), unsafe=True)
+    norms = dict(_norms_before(tuned))
+    rounded = [
+        module
+        for module in tuned.modules()
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)) and not stays_float("", module)
+    ]
+    for module in rounded:
+        straight = Straight(norms.get(module))
+        parametrize.register_parametrization(module, "weight", straight, unsafe=True)
     optimizer = torch.optim.Adam(tuned.parameters(), LEARNING_RATE)
     with torch.no_grad():
-        target = inference.accelerate(model)(*(x[:count] for x in jets)).softmax(1)
+        target = inference.accelerate(model)(*(x[:count] for x in jets))
     order = torch.Generator().manual_seed(0)
     for step in tqdm(range(STEPS), desc="fine-tune", unit="step"):
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / STEPS)
         rows = torch.randint(count, (TUNING_BATCH,), generator=order)
-        loss = F.cross_entropy(tuned(*(x[rows] for x in jets)), target[rows])
+        loss = F.mse_loss(tuned(*(x[rows] for x in jets)), target[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    for module in tuned.modules():
-        if parametrize.is_parametrized(module, "weight"):
-            module.parametrizations.weight[0].rounds = False
-            parametrize.remove_parametrizations(module, "weight")
+    for module in rounded:
+        parametrize.remove_parametrizations(module, "weight")  # what stays is rounded
     after = quantize(tuned, jets, method, device)
-    expected = inference.accelerate(model)(*judges)
+    with torch.no_grad():
+        expected = inference.accelerate(model)(*judges)
     errors = [(q(*judges) - expected).square().mean().sqrt() for q in (before, after)]
     logger.info("rms change of the logits by int8: %.4f, after fine-tuning %.4f", *errors)
     return after if errors[1] < errors[0] else before
 
 
-class Straight(nn.Module):
-    """Parametrization that rounds a weight to int8 and hands gradients through."""
+def _norms_before(model):
+    """Layers whose weight takes up the scale of a layer norm before it, with that norm."""
+    for module in model.modules():
+        if isinstance(module, Embed):
+            yield from zip(module.embed[1::3], module.embed[0::3], strict=True)
+        if isinstance(module, Block):
+            yield module.fc1, module.pre_fc_norm
+            yield module.fc2, module.post_fc_norm
+            if isinstance(module.attn, Attention):
+                yield module.attn.in_proj, module.pre_attn_norm
 
-    rounds = True
+
+class Straight(nn.Module):
+    """Parametrization of a weight that is rounded to int8 and hands gradients through.
+
+    Parameters
+    ----------
+    norm : nn.LayerNorm, optional
+        Whose scale multiplies the weight before it is rounded, see
+        :func:`jetzoo.inference.fold_norm`.
+    """
+
+    def __init__(self, norm=None):
+        super().__init__()
+        self.norm = (norm,)  # not a module of this one
 
     def forward(self, weight):
         """(out, ...) to the same."""
-        if not self.rounds:
-            return weight
-        rows = weight.flatten(1)
-        integers, scale = round_rows(rows)
-        return weight + (integers * scale[:, None] - rows.detach()).view_as(weight)
+        with torch.no_grad():
+            rows = weight.flatten(1)
+            (norm,) = self.norm
+            if norm is not None:
+                rows = rows * norm.weight
+                rows = rows - rows.mean(1, keepdim=True)
+            integers, scale = round_rows(rows)
+            change = integers * scale[:, None] - rows
+            if norm is not None:
+                change = change / norm.weight
+        return weight + change.view_as(weight)
 
 
 def check_device(device):
