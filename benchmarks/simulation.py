@@ -118,9 +118,11 @@ def quantities(jets):
             known = f"part_{name}" in jets.fields
             value = jets[f"part_{name}"] if known else np.tanh(jets[f"part_{name}val"])
             values[name] = value[charged]
-            # The published features are clipped there.
-            values[f"{name}err"] = np.minimum(jets[f"part_{name}err"][charged], 1)
-    return {name: ak.to_numpy(ak.flatten(value, axis=None)) for name, value in values.items()}
+            # The published ones are clipped there. They come from a table, the simulated ones from
+            # a curve through it: without the rounding the distance would count broken ties.
+            errors = ak.to_numpy(ak.flatten(jets[f"part_{name}err"][charged]))
+            values[f"{name}err"] = np.round(np.minimum(errors, 1).astype(np.float64), 3)
+    return {name: np.asarray(ak.flatten(value, axis=None)) for name, value in values.items()}
 
 
 def draw(dataset, values, path):

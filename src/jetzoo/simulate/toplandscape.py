@@ -74,6 +74,8 @@ def simulate(label, num_jets, seed):
     pythia = new_pythia(("Beams:eCM = 14000.", *CLASSES[label]), seed, veto)
     found, num_found = [], 0
     for record, objects in batches(pythia, ATLAS, np.random.default_rng(seed)):
+        # Tracks are massless before the clustering, too, as no published particle is far outside.
+        objects["energy"] = np.hypot(direction(objects).pt, objects.pz)
         jets, constituents = cluster(objects, RADIUS, JET_PT[0])
         # Only the leading jet of an event counts.
         jets, constituents = jets[:, :1], constituents[:, :1]
