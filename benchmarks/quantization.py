@@ -234,16 +234,18 @@ def compare(args, tagger, jets, inputs, labels):
 @torch.no_grad()
 def sensitivity(args, tagger, jets, inputs, labels):
     """Rows of quantization_sensitivity.csv: one layer in int8 at a time, and rules for all."""
-    jets = tuple(x[:128] for x in jets)
     expected = accelerate(tagger.model)(*inputs)
     engine = inference.rewrite(inference.copy_for_inference(tagger.model, "cpu"), torch.float32)
     layers = quantization.layers_of(engine)
+    seen = quantization.observe(engine, layers, [jets])
     floats = {name for name, layer in layers.items() if quantization.stays_float(name, layer)}
-    rules = {name: lambda n, _, only=name: n != only for name in layers}
-    rules |= {"all": lambda n, _: False, "all but those that stay in float32": None}
+    sets = {name: {name} for name in layers}
+    sets |= {"all": set(layers), "all but those that stay in float32": set(layers) - floats}
     rows = []
-    for name, keep in tqdm(rules.items(), desc="layers"):
-        network = quantization.quantize(tagger.model, jets, args.method, keep=keep)
+    for name, chosen in tqdm(sets.items(), desc="layers"):
+        replica = copy.deepcopy(engine)
+        some = {n: layer for n, layer in quantization.layers_of(replica).items() if n in chosen}
+        network = quantization.replace(replica, some, args.method, seen)
         found = quality(network(*inputs), expected, labels, tagger.classes)
         weight = layers[name].weight if name in layers else None
         rows.append(
@@ -307,7 +309,7 @@ def draw(rows, path):
             xlabel="rms change of the logit difference, one layer in int8",
         )
         axis.tick_params(axis="y", which="both", length=0, labelsize=6)
-        axis.legend(fontsize=7, loc="lower right")
+        axis.legend(fontsize=7, loc="center", bbox_to_anchor=(0.58, 0.5))
         for suffix in (".png", ".pdf"):
             figure.savefig(path.with_suffix(suffix), dpi=160)
 

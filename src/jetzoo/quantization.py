@@ -364,9 +364,28 @@ def quantize(
     engine = inference.rewrite(model, torch.float32)
     layers = {name: layer for name, layer in layers_of(engine).items() if not keep(name, layer)}
     seen = observe(engine, layers, batches) if batches else {}
+    return replace(engine, layers, method, seen, observer)
+
+
+def replace(engine, layers, method, seen=None, observer="percentile"):
+    """Put layers of an engine into int8, in place.
+
+    Parameters
+    ----------
+    engine : nn.Module
+    layers : dict of str to nn.Module
+        Some of :func:`layers_of`.
+    method, observer : str
+    seen : dict of str to Seen, optional
+        Of :func:`observe`.
+
+    Returns
+    -------
+    QuantizedNetwork
+    """
     for name, layer in layers.items():
         new = quantized(layer, method)
-        if batches:
+        if seen:
             dense(new).correct(layer.weight.flatten(1), seen[name].mean)
         if method == "static":
             dense(new).set_range(*choose_range(seen[name].values, observer))
