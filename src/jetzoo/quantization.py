@@ -64,7 +64,7 @@ def stays_float(name, layer):
     """Whether a layer stays in float32: fewer than 16 inputs or outputs.
 
     These read the physical inputs (logarithms and angles of very different spread), or give the
-    pair bias or the logits, where an error is not averaged over many channels. They have 5% of the
+    pair bias or the logits, where an error is not averaged over many channels. They have 1% of the
     arithmetic and a quarter of the error: ``benchmarks/quantization.py --sensitivity``.
     """
     return min(layer.weight.shape[0], layer.weight[0].numel()) < 16
