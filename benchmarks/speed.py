@@ -351,23 +351,17 @@ def draw(rows, path):
     for axis, (title, values, style, scale) in zip(axes, panels, strict=True):
         floor = min((x for x in values if x > 0), default=1) / 2 if scale == "log" else 0
         bars = axis.barh(names, [max(x, floor) for x in values], color=colours, height=0.7)
-        axis.bar_label(bars, [style.format(x) if x else "0" for x in values], padding=2, fontsize=8)
+        labels = [style.format(x) if x else "0" for x in values]
+        if axis is axes[0]:
+            ratios = (float(find[name, middle]["times_weaver_eager"]) for name in names)
+            labels = [f"{x} ({r:.1f}x)" for x, r in zip(labels, ratios, strict=True)]
+        axis.bar_label(bars, labels, padding=2, fontsize=8)
         axis.set(xscale=scale, title=title)
         axis.title.set_fontsize(9)
-        axis.margins(x=0.25)
+        axis.margins(x=0.35)
         axis.spines[["top", "right", "bottom"]].set_visible(False)
         axis.tick_params(bottom=False, labelbottom=False, which="both")
     axes[0].invert_yaxis()
-    for row, bar in zip((find[name, middle] for name in names), axes[0].patches, strict=True):
-        axes[0].annotate(
-            f"{float(row['times_weaver_eager']):.1f}x",
-            (0, bar.get_y() + bar.get_height() / 2),
-            (3, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            color="white",
-        )
     stamp = rows[0]
     figure.suptitle(
         f"ParT, {stamp['device']}, {stamp['threads']} threads, torch {stamp['torch']}, "
