@@ -73,17 +73,19 @@ class Set:
     budget: Budget = Budget()
 
 
+# Half of what the first two sets get.
+SHORT = Budget(epochs=5)
 JETCLASS_ORDER = ("ParT", "LinformerParT", "PN", "PFN", "ReformerParT", "MambaParT", "PCNN")
 FINE_TUNING = ("ParT-FineTune", "PN-FineTune")
 SETS = {
     "quarkgluon-kin": Set("QuarkGluon", "kin", repeated=("ParT", "PFN")),
     "jetclass-full": Set("JetClass", "full", JETCLASS_ORDER),
-    "toplandscape-kin": Set("TopLandscape", "kin"),
-    "quarkgluon-kinpid": Set("QuarkGluon", "kinpid"),
+    "toplandscape-kin": Set("TopLandscape", "kin", budget=SHORT),
+    "quarkgluon-kinpid": Set("QuarkGluon", "kinpid", budget=SHORT),
     # The weights that fine-tuning starts from, after `jetzoo models --add`.
     "jetclass-kin": Set("JetClass", "kin", ("ParT", "PN")),
-    "quarkgluon-finetune": Set("QuarkGluon", "kin", FINE_TUNING),
-    "toplandscape-finetune": Set("TopLandscape", "kin", FINE_TUNING),
+    "quarkgluon-finetune": Set("QuarkGluon", "kin", FINE_TUNING, budget=SHORT),
+    "toplandscape-finetune": Set("TopLandscape", "kin", FINE_TUNING, budget=SHORT),
 }
 
 

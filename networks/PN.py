@@ -62,6 +62,36 @@ class RowConv2d(OnRows, nn.Conv2d):
     """``Conv2d`` of kernel size 1 on rows."""
 
 
+class EdgeConv2d(OnRows, nn.Conv2d):
+    """``Conv2d`` of kernel size 1 on the edges (x_i, x_j - x_i).
+
+    It is linear in both particles, so that it acts once on each of them instead of ``k`` times.
+    """
+
+    def particle_weight(self):
+        """What particles are multiplied with, as centre and as neighbour: (2 C', C)."""
+        centre, difference = self.weight.flatten(1).chunk(2, dim=1)
+        return torch.cat((centre - difference, difference))
+
+    def forward(self, x):
+        """(..., C) to what particles add to edges as centre and as neighbour, (..., 2 C')."""
+        return F.linear(x, self.particle_weight())
+
+
+def linear(weight, bn):
+    """A linear layer followed by a batch norm in eval mode, as one linear layer.
+
+    A weight (2 C', C) of :class:`EdgeConv2d` has the shift in the half of the centres.
+    """
+    scale = bn.weight.double() * (bn.running_var.double() + bn.eps).rsqrt()
+    shift = bn.bias.double() - bn.running_mean.double() * scale
+    parts = len(weight) // len(scale)
+    layer = nn.Linear(weight.shape[1], len(weight), device=weight.device)
+    layer.weight = nn.Parameter((weight * scale.repeat(parts)[:, None]).to(weight.dtype))
+    layer.bias = nn.Parameter(F.pad(shift, (0, len(weight) - len(scale))).to(weight.dtype))
+    return layer.requires_grad_(False)
+
+
 class EdgeConv(nn.Module):
     """Edge convolution: the mean over the neighbours j of ``h(x_i, x_j - x_i)``, plus a shortcut.
 
@@ -82,8 +112,10 @@ class EdgeConv(nn.Module):
         self.k = k
         widths = (2 * in_dim, *dims)
         self.convs = nn.ModuleList(
-            RowConv2d(i, o, kernel_size=1, bias=False)
-            for i, o in zip(widths[:-1], widths[1:], strict=True)
+            kind(i, o, kernel_size=1, bias=False)
+            for kind, i, o in zip(
+                (EdgeConv2d, *[RowConv2d] * (len(dims) - 1)), widths[:-1], dims, strict=True
+            )
         )
         self.bns = nn.ModuleList(nn.BatchNorm1d(dim) for dim in dims)
         self.sc = None
@@ -94,17 +126,27 @@ class EdgeConv(nn.Module):
     def forward(self, points, x, layout):
         """Tokens ``points`` (..., D) and ``x`` (..., C) to tokens (..., C')."""
         index = nearest(layout.pad(points), layout.mask, self.k)  # (B, n, k)
-        particles = F.pad(layout.pad(x), (0, 0, 0, self.k))  # (B, n + k, C)
-        batch_size, length = particles.shape[:2]
+        centre, neighbour = self.convs[0](x).chunk(2, dim=-1)  # (..., C')
+        neighbours = F.pad(layout.pad(neighbour), (0, 0, 0, self.k))  # (B, n + k, C')
+        batch_size, length = neighbours.shape[:2]
         first = torch.arange(batch_size, device=x.device) * length
         index = layout.unpad(index + first[:, None, None])  # (..., k)
-        neighbours = particles.flatten(0, 1)[index]  # (..., k, C)
-        centre = x.unsqueeze(-2).expand_as(neighbours)
-        edges = torch.cat((centre, neighbours - centre), dim=-1)  # (..., k, 2 C)
-        for conv, bn in zip(self.convs, self.bns, strict=True):
-            edges = normalize(bn, conv(edges)).relu()
+        edges = neighbours.flatten(0, 1)[index] + centre.unsqueeze(-2)  # (..., k, C')
+        edges = normalize(self.bns[0], edges).relu_()
+        for conv, bn in zip(self.convs[1:], self.bns[1:], strict=True):
+            edges = normalize(bn, conv(edges)).relu_()
         shortcut = x if self.sc is None else normalize(self.sc_bn, self.sc(x))
-        return (shortcut + edges.mean(-2)).relu()
+        return (shortcut + edges.mean(-2)).relu_()
+
+    def fold(self):
+        """Fold the batch norms, which are in eval mode, into the layers before them."""
+        self.convs[0] = linear(self.convs[0].particle_weight(), self.bns[0])
+        for i in range(1, len(self.convs)):
+            self.convs[i] = linear(self.convs[i].weight.flatten(1), self.bns[i])
+        self.bns = nn.ModuleList(nn.Identity() for _ in self.bns)
+        if self.sc is not None:
+            self.sc = linear(self.sc.weight.flatten(1), self.sc_bn)
+            self.sc_bn = nn.Identity()
 
 
 class DynamicGraphNetwork(nn.Module):

@@ -13,15 +13,28 @@ import torch.nn.functional as F
 from torch import nn
 
 from jetzoo import zoo
+from jetzoo.attention import attention
 from jetzoo.kinematics import at_least_float32
 from jetzoo.layers import JetClassifier, ParticleTransformer
 
 # Hashes per round: as many as chunks of 32 in the 128 hardest particles, above which jets are rare.
 NUM_HASHES = 4
 
+# Added to the score of a particle with itself, which counts where there is nobody else.
+SELF_SCORE = -5e4
+MASKED_SCORE = -1e9
+
+# Longer jets go through the chunks. On a CPU the masked softmax takes a ninth of the time of the
+# package for 128 particles in training, three fifths for 512, twice as much for 1024.
+MAX_MASKED = 384
+
 
 class LSHAttention(reformer_pytorch.LSHAttention):
     """LSH attention of the package, with a result that depends on the real vectors alone.
+
+    The rounds, weighted as in the paper, are one softmax over all that they see, a particle seen
+    by two rounds counting twice. Where the square of the length is no burden, :meth:`masked` takes
+    that softmax; beyond, and where the weights are asked for, the package goes through the chunks.
 
     Random rotations decide what is hashed together. They are drawn anew at each call in training,
     as in the paper; in eval they are those of the buffer ``rotations``, which is saved with the
@@ -43,6 +56,51 @@ class LSHAttention(reformer_pytorch.LSHAttention):
     def __init__(self, dim, bucket_size, n_hashes, dropout=0.0):
         super().__init__(bucket_size=bucket_size, n_hashes=n_hashes, dropout=dropout)
         self.register_buffer("rotations", torch.randn(dim, n_hashes, NUM_HASHES // 2))
+
+    def forward(self, qk, v, input_mask):
+        """Attention of the vectors (B, n, d) that ``input_mask`` (B, n) says are real.
+
+        Returns
+        -------
+        out : Tensor, (B, n, d)
+        weights : Tensor, (B, n, n)
+            Empty unless the package was told to return them.
+        buckets : Tensor, (B, n_hashes * n)
+        """
+        length = qk.shape[1]
+        if length <= MAX_MASKED and not self._return_attn:
+            return self.masked(qk, v, input_mask)
+        # The first chunk of a round looks back at the last one of the round before. At least one
+        # chunk of padding between them makes the padded length irrelevant.
+        chunk = self.bucket_size
+        extra = chunk + (-length - chunk) % (2 * chunk)  # the package wants pairs of chunks
+        qk, v = (F.pad(x, (0, 0, 0, extra)) for x in (qk, v))
+        out, weights, buckets = super().forward(qk, v, input_mask=F.pad(input_mask, (0, extra)))
+        buckets = buckets.unflatten(1, (self.n_hashes, -1))[..., :length].flatten(1)
+        if self._return_attn:
+            weights = weights[:, :length, :length]
+        return out[:, :length], weights, buckets
+
+    def masked(self, qk, v, mask):
+        """The same as full attention, biased by how many rounds see a particle."""
+        particle = torch.arange(qk.shape[1], device=qk.device)
+        buckets = self.hash_vectors(None, qk)
+        order = buckets.unflatten(1, (self.n_hashes, -1)) * qk.shape[1] + particle
+        rank = order.argsort(dim=-1).argsort(dim=-1).transpose(1, 2)  # (B, n, n_hashes)
+        chunk = (rank // self.bucket_size)[..., None]
+        chunks = particle[:: self.bucket_size] // self.bucket_size
+        own, next_one = chunk == chunks, chunk + 1 == chunks  # (B, n, n_hashes, chunks)
+        queries, keys = (x.flatten(2).to(qk.dtype) for x in (own, own | next_one))
+        rounds = queries @ keys.transpose(1, 2)  # (B, n, n): in how many one sees the other
+        bias = rounds.log().clamp(min=MASKED_SCORE)
+        bias = bias.masked_fill(particle[:, None] == particle, SELF_SCORE)
+        out = attention(
+            *(x[:, None] for x in (qk, F.normalize(qk, dim=-1), v)),
+            bias=bias[:, None],
+            mask=mask,
+            dropout_p=self.dropout.p if self.training else 0.0,
+        )
+        return out[:, 0], qk.new_empty(0), buckets
 
     def hash_vectors(self, n_buckets, vecs, **cache):
         """Sorting key (B, n_hashes * n) of the vectors (B, n, d); rounds do not mix."""
@@ -79,27 +137,21 @@ class ReformerAttention(nn.Module):
     @torch._dynamo.disable  # sorting and gathering take torch.compile minutes and gain nothing
     def forward(self, x, layout, bias=None):
         """Tokens (..., D) to tokens; there is no bias."""
-        length = layout.mask.shape[1]
-        # The first chunk of a round looks back at the last one of the round before. At least one
-        # chunk of padding between them makes the padded length irrelevant.
-        chunk = self.lsh.bucket_size
-        extra = chunk + (-length - chunk) % (2 * chunk)  # the package wants pairs of chunks
-        mask = F.pad(layout.mask, (0, extra))  # (B, m)
+        mask = layout.mask  # (B, n)
         qk, v = (
-            F.pad(layout.pad(project(x)), (0, 0, 0, extra))
+            layout.pad(project(x))
             .masked_fill(~mask[..., None], 0)
             .unflatten(-1, (self.num_heads, -1))
             .transpose(1, 2)
-            .reshape(-1, length + extra, self.head_dim)  # (B * H, m, d)
+            .reshape(-1, mask.shape[1], self.head_dim)  # (B * H, n, d)
             for project in (self.to_qk, self.to_v)
         )
-        mask = mask[:, None].expand(-1, self.num_heads, -1).reshape(-1, length + extra)
-        # The package lets a particle attend to itself at a score of -5e4, which half precision
-        # cannot tell from that plus the logarithm of the number of rounds.
+        mask = mask.repeat_interleave(self.num_heads, dim=0)
+        # Half precision cannot tell SELF_SCORE from that plus the logarithm of n_hashes.
         with torch.autocast(x.device.type, enabled=False):
             out, _, _ = self.lsh(at_least_float32(qk), at_least_float32(v), input_mask=mask)
-        out = out.unflatten(0, (-1, self.num_heads)).transpose(1, 2).flatten(2)  # (B, m, D)
-        return self.out_proj(layout.unpad(out[:, :length]).to(x.dtype))
+        out = out.unflatten(0, (-1, self.num_heads)).transpose(1, 2).flatten(2)  # (B, n, D)
+        return self.out_proj(layout.unpad(out).to(x.dtype))
 
 
 class ReformerParT(ParticleTransformer):

@@ -66,8 +66,7 @@ def test_short_jets_have_full_attention(attn):
 def test_a_single_particle_sees_itself(attn):
     layout, x = packed([1])
     expected = attn.out_proj(attn.to_v(x))
-    # A quarter from each of four rounds, at scores of -5e4 in float32.
-    torch.testing.assert_close(attn(x, layout), expected, rtol=0, atol=2e-3)
+    torch.testing.assert_close(attn(x, layout), expected)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(attn(x, layout).float(), expected, rtol=0, atol=2e-2)
 
@@ -79,6 +78,22 @@ def test_long_jets_attend_within_chunks(attn):
         out = attn(x, layout)
         for tokens, result in zip(x.split(counts), out.split(counts), strict=True):
             torch.testing.assert_close(result, attend_by_hand(attn, tokens))
+
+
+@pytest.mark.parametrize("counts", [[75, 130, 64], [1, 0, 2, 33], [200, 31]])
+def test_the_masked_softmax_is_the_attention_of_the_chunks(attn, counts, monkeypatch):
+    layout, x = packed(counts)
+    x.requires_grad_()
+    results = {}
+    for way, longest in (("masked", 384), ("chunks", 0)):
+        monkeypatch.setattr(network, "MAX_MASKED", longest)
+        out = attn(x, layout)
+        (grad,) = torch.autograd.grad(out.square().sum(), x)
+        results[way] = out, grad
+    # The package holds a lone particle at scores of -5e4 in float32.
+    tolerance = {"rtol": 1e-4, "atol": 2e-3} if min(counts) < 2 else {"rtol": 1e-4, "atol": 1e-5}
+    for masked, chunks in zip(*results.values(), strict=True):
+        torch.testing.assert_close(masked, chunks, **tolerance)
 
 
 def test_a_jet_does_not_see_the_padding_nor_its_length(attn):

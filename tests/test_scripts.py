@@ -161,7 +161,7 @@ def test_grid(dataset, model, features, dry_run, checkout, published):
         )
         stderr = (
             f"note: {model} starts from JetClass weights, which are expected in {weights}; "
-            "put the published file of that name there, or give others with --load.\n"
+            f"jetzoo models --fetch {weights.stem} gets the published ones, for --load.\n"
         )
     _, args = dry_run(dataset, model, features, stderr=stderr)
 

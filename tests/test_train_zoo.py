@@ -104,7 +104,7 @@ def test_commands_are_what_the_scripts_and_weaver_take(train_zoo):
                     args.batch_size,
                 )
             )
-        assert budgets == {(10, 4096, 2048, 128)}
+        assert budgets == {(chosen.budget.epochs, 4096, 2048, 128)}
 
 
 def test_seed_decides_weights_and_batches():

@@ -529,18 +529,21 @@ class FoldedTransformer(nn.Module):
 
 
 class Plain(nn.Module):
-    """A network as it is, in micro-batches.
+    """A network nearly as it is, in micro-batches.
 
     Parameters
     ----------
     network : nn.Module
-        In eval mode.
+        In eval mode. Modules of it with a method ``fold`` are folded.
     dtype : torch.dtype
         Of the matrix products.
     """
 
     def __init__(self, network, dtype):
         super().__init__()
+        for module in list(network.modules()):
+            if hasattr(module, "fold"):
+                module.fold()
         self.network = network
         self.dtype = dtype
         self.tokens = TOKENS[next(network.parameters()).device.type]
