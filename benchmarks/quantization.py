@@ -309,7 +309,9 @@ def draw(rows, path):
             xlabel="rms change of the logit difference, one layer in int8",
         )
         axis.tick_params(axis="y", which="both", length=0, labelsize=6)
-        axis.legend(fontsize=7, loc="center", bbox_to_anchor=(0.58, 0.5))
+        axis.legend(
+            fontsize=7, loc="center", bbox_to_anchor=(0.58, 0.5), frameon=True, framealpha=1
+        )
         for suffix in (".png", ".pdf"):
             figure.savefig(path.with_suffix(suffix), dpi=160)
 

@@ -16,9 +16,11 @@ the physical inputs or give the outputs (:func:`stays_float`).
 """
 
 import functools
+import io
 import logging
 import math
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -691,8 +693,16 @@ def save(quantized, path, network, data_config, options=None):
         "tensors": {kind: torch.cat(values) for kind, values in flat.items()},
     }
     tables.writable_folder(Path(path).parent)
-    with tables.atomic(path) as partial:
-        torch.save(content, partial)
+    plain = io.BytesIO()
+    torch.save(content, plain)
+    # A file of torch.save is a zip archive without compression; torch.load reads either kind.
+    with (
+        tables.atomic(path) as partial,
+        zipfile.ZipFile(plain) as source,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as target,
+    ):
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
 
 
 def load(path, device=None, network=None, data_config=None, **options):
