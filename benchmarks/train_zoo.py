@@ -83,7 +83,7 @@ SETS = {
     "toplandscape-kin": Set("TopLandscape", "kin", budget=SHORT),
     "quarkgluon-kinpid": Set("QuarkGluon", "kinpid", budget=SHORT),
     # The weights that fine-tuning starts from, after `jetzoo models --add`.
-    "jetclass-kin": Set("JetClass", "kin", ("ParT", "PN")),
+    "jetclass-kin": Set("JetClass", "kin", ("ParT", "PN"), budget=SHORT),
     "quarkgluon-finetune": Set("QuarkGluon", "kin", FINE_TUNING, budget=SHORT),
     "toplandscape-finetune": Set("TopLandscape", "kin", FINE_TUNING, budget=SHORT),
 }

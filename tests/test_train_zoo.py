@@ -234,6 +234,8 @@ def test_tables_and_figures(results, results_table, tmp_path, capsys):
     rejections = [m["rejections"][0]["rejection"] for m in (first, second)]
     assert float(pfn["rejection_Q_50"]) == pytest.approx(np.mean(rejections), rel=1e-4)
     assert float(pfn["real_auc"]) > 0 and float(pfn["int8_auc"]) > 0
+    ratio = float(linformer["megabytes"]) / float(linformer["int8_megabytes"])
+    assert float(linformer["times_smaller"]) == pytest.approx(ratio, rel=1e-4) and ratio > 3.7
 
     network, _ = zoo.network_module("PFN").get_model(zoo.read_data_config("QuarkGluon/qg_kin"))
     assert int(pfn["parameters"]) == sum(p.numel() for p in network.parameters())
@@ -253,6 +255,9 @@ def test_tables_and_figures(results, results_table, tmp_path, capsys):
     text = capsys.readouterr().out
     assert f"| `PFN` (2 seeds) | {np.mean([first['accuracy'], second['accuracy']]):.3f} ±" in text
     assert "rejection at 50%" in text and "1,000 published jets" in text
+    assert (", no gain |" in text) == (
+        min(float(row["int8_over_fast"]) for row in (linformer, pfn)) <= 1
+    )
     assert "(64 to train, 128 seen by every model; `python benchmarks/train_zoo.py" in text
     assert re.search(r"\| TopLandscape kin \| ParT \| 0.940 \| 0.9858 \| 413", text)
 
