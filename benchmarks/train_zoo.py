@@ -84,6 +84,7 @@ SETS = {
     "quarkgluon-kinpid": Set("QuarkGluon", "kinpid", budget=SHORT),
     # The weights that fine-tuning starts from, after `jetzoo models --add`.
     "jetclass-kin": Set("JetClass", "kin", ("ParT", "PN"), budget=SHORT),
+    "jetclass-kinpid": Set("JetClass", "kinpid", ("ParT", "PN"), budget=SHORT),
     "quarkgluon-finetune": Set("QuarkGluon", "kin", FINE_TUNING, budget=SHORT),
     "toplandscape-finetune": Set("TopLandscape", "kin", FINE_TUNING, budget=SHORT),
 }
