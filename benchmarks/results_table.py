@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
-from train_zoo import MODELS, OUT, ROOT, SETS, data_files
+from train_zoo import FINE_TUNING, MODELS, OUT, ROOT, SETS, data_files
 
 import jetzoo
 from jetzoo import UserError, evaluate, profiling, quantization, tables, zoo
@@ -376,8 +376,9 @@ def markdown():
         rows = read_csv(path)
         first = rows[0]
         seen, training = int(first["jets_seen"]), int(first["training_jets"])
+        tuned = ", fine-tuned" if chosen.models == FINE_TUNING else ""
         blocks.append(
-            f"**{chosen.dataset} {chosen.features}, generated jets** "
+            f"**{chosen.dataset} {chosen.features}{tuned}, generated jets** "
             f"({training:,} to train, {seen:,} seen by every model; "
             f"`python benchmarks/train_zoo.py {name}`):"
         )
