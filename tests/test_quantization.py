@@ -147,7 +147,9 @@ def test_networks_are_close_and_come_back_from_a_file(name, model, data_config, 
     logits = fast(*jets)
     assert logits.shape == expected.shape and logits.dtype == torch.float32
     difference = (logits - expected).abs().max()
-    assert 0 < difference < 0.3 * max(expected.std(), 0.2)
+    # A rounded hash may change whom a particle of ReformerParT attends to.
+    bound = 0.3 if name == "ReformerParT" else 0.25
+    assert 0 < difference < bound * max(expected.std(), 0.2)
     assert not logits.is_inference()
 
     path = tmp_path / "int8.pt"
