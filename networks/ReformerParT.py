@@ -25,7 +25,7 @@ SELF_SCORE = -5e4
 MASKED_SCORE = -1e9
 
 # Longer jets go through the chunks. On a CPU the masked softmax takes a ninth of the time of the
-# package for 128 particles in training, three fifths for 512, twice as much for 1024.
+# package for 128 particles in training, two thirds for 512, twice as much for 1024.
 MAX_MASKED = 384
 
 
