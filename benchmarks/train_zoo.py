@@ -73,8 +73,7 @@ class Set:
     budget: Budget = Budget()
 
 
-# Half of what the first two sets get.
-SHORT = Budget(epochs=5)
+SHORT, LONG = Budget(epochs=5), Budget(epochs=30)
 JETCLASS_ORDER = ("ParT", "LinformerParT", "PN", "PFN", "ReformerParT", "MambaParT", "PCNN")
 FINE_TUNING = ("ParT-FineTune", "PN-FineTune")
 SETS = {
@@ -82,10 +81,11 @@ SETS = {
     "jetclass-full": Set("JetClass", "full", JETCLASS_ORDER),
     "toplandscape-kin": Set("TopLandscape", "kin", budget=SHORT),
     "quarkgluon-kinpid": Set("QuarkGluon", "kinpid", budget=SHORT),
-    # The weights that fine-tuning starts from, after `jetzoo models --add`.
-    "jetclass-kin": Set("JetClass", "kin", ("ParT", "PN"), budget=SHORT),
+    # The weights that fine-tuning starts from, after `jetzoo models --add`; below with the budgets
+    # of the trainings from scratch.
+    "jetclass-kin": Set("JetClass", "kin", ("ParT", "PN"), budget=LONG),
     "jetclass-kinpid": Set("JetClass", "kinpid", ("ParT", "PN"), budget=SHORT),
-    "quarkgluon-finetune": Set("QuarkGluon", "kin", FINE_TUNING, budget=SHORT),
+    "quarkgluon-finetune": Set("QuarkGluon", "kin", FINE_TUNING),
     "toplandscape-finetune": Set("TopLandscape", "kin", FINE_TUNING, budget=SHORT),
 }
 

@@ -44,7 +44,10 @@ def part(data_config):
 
 
 def jets_to_calibrate(seed=7):
-    return tuple(make_jets(np.random.default_rng(seed).integers(0, 70, 40), seed=seed))
+    """40 jets; in some a single particle attends to itself, which ReformerParT otherwise forbids."""
+    counts = np.random.default_rng(seed).integers(0, 70, 40)
+    counts[::8] = 1
+    return tuple(make_jets(counts, seed=seed))
 
 
 def integers(layer, x):
@@ -147,9 +150,7 @@ def test_networks_are_close_and_come_back_from_a_file(name, model, data_config, 
     logits = fast(*jets)
     assert logits.shape == expected.shape and logits.dtype == torch.float32
     difference = (logits - expected).abs().max()
-    # In ReformerParT the jet of a single particle, which sees itself alone, changes most.
-    bound = 0.3 if name == "ReformerParT" else 0.25
-    assert 0 < difference < bound * max(expected.std(), 0.2)
+    assert 0 < difference < 0.25 * max(expected.std(), 0.2)
     assert not logits.is_inference()
 
     path = tmp_path / "int8.pt"
