@@ -44,7 +44,7 @@ def part(data_config):
 
 
 def jets_to_calibrate(seed=7):
-    """40 jets; in some a single particle attends to itself, which ReformerParT otherwise forbids."""
+    """40 jets, in some a single particle: it attends to itself, as ReformerParT else forbids."""
     counts = np.random.default_rng(seed).integers(0, 70, 40)
     counts[::8] = 1
     return tuple(make_jets(counts, seed=seed))

@@ -286,12 +286,12 @@ def test_no_background_passes(results_table):
     row = {"signal": "jet_isQ", "background": "jet_isG", "signal_efficiency": 0.3}
     known = {"accuracy": 0.9, "accuracy_error": 0.01, "auc": 0.95}
     metrics = [
-        {**known, "rejections": [{**row, "rejection": value, "error": value}]}
-        for value in (50.0, None)
+        {**known, "rejections": [{**row, "rejection": value, "error": value, "lower_limit": limit}]}
+        for value, limit in ((50.0, None), (None, 270.0))
     ]
     columns = results_table.quality(metrics)
-    assert columns["rejection_Q_30"] == "" and "rejection_Q_30_spread" not in columns
-    assert results_table.cell(columns, "rejection_Q_30", None) == ""
+    assert columns["rejection_Q_30"] == "> 160" and "rejection_Q_30_spread" not in columns
+    assert results_table.cell(columns, "rejection_Q_30", None) == "> 160"
     assert results_table.quality(metrics[:1])["rejection_Q_30"] == 50
 
 
