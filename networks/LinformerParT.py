@@ -7,6 +7,7 @@ belongs to a rank in pT, so the particles are put in that order.
 
 import functools
 
+import torch
 from linformer import LinformerSelfAttention
 
 from jetzoo import zoo
@@ -32,6 +33,12 @@ class LinformerAttention(LinformerSelfAttention):
     def __init__(self, embed_dim, num_heads, dropout=0.0, *, seq_len, num_slots, backend="auto"):
         super().__init__(embed_dim, seq_len, k=num_slots, heads=num_heads, dropout=dropout)
         self.backend = backend
+        # Slot i starts as the particle of rank i, to which those of the ranks i + k, i + 2k ... are
+        # added. From the package's random mixtures of all particles a tagger learns more slowly:
+        # accuracy 0.386 instead of 0.568 after 41,000 jets of JetClass (benchmarks/train_zoo.py).
+        for projection in (self.proj_k, self.proj_v):
+            ranks = torch.arange(seq_len)
+            projection.data.zero_()[ranks, ranks % num_slots] = 1
 
     def forward(self, x, layout, bias=None):
         """Attention of the tokens ``x`` (..., D) to the slots of their jet.

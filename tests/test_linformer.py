@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from linformer import LinformerSelfAttention
 
 from jetzoo.packing import Padded, pack
@@ -12,9 +13,17 @@ COUNTS = [40, 0, 1, 17]
 DIM, HEADS = 16, 4
 
 
-def mixer(seq_len=64):
+def new_mixer(seq_len=64):
     torch.manual_seed(0)
     return network.LinformerAttention(DIM, HEADS, seq_len=seq_len, num_slots=seq_len // 4).eval()
+
+
+def mixer(seq_len=64):
+    """With projections that are not those of the start."""
+    attn = new_mixer(seq_len)
+    for projection in (attn.proj_k, attn.proj_v):
+        projection.data.normal_(std=0.2)
+    return attn
 
 
 def prefix_mask(counts, length):
@@ -25,6 +34,18 @@ def packed(counts, length):
     layout = pack(prefix_mask(counts, length))
     torch.manual_seed(1)
     return layout, torch.randn(sum(counts), DIM)
+
+
+def test_it_starts_as_attention_to_every_particle_of_a_short_jet():
+    attn = new_mixer(seq_len=64)
+    x = torch.randn(3, 16, DIM)
+    heads = (
+        project(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+        for project in (attn.to_q, attn.to_k, attn.to_v)
+    )
+    expected = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    out = attn(x, Padded(torch.ones(3, 1, 16, dtype=torch.bool)))
+    torch.testing.assert_close(out, attn.to_out(expected))
 
 
 def test_full_jets_are_those_of_the_package():

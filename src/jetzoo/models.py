@@ -164,7 +164,7 @@ def render(cards):
             "Data": f"generated; {jets['train']:,} jets to train, {jets['val']:,} to validate, "
             f"{jets['test']:,} to test",
             "Training": f"seed {card['seed']}; {seen:,} jets seen in {budget['epochs']} epochs, "
-            f"batch size {budget['batch_size']}; {card['seconds'] / 60:.0f} minutes on "
+            f"batch size {budget['batch_size']}; {card['seconds'] / 60:.1f} minutes on "
             f"{card['machine']['device']}, the test included",
             "Command": f"`{card['command']}`",
             "Accuracy, AUC": f"{metrics['accuracy']:.4f} ± {metrics['accuracy_error']:.4f}, "
