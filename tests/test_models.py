@@ -5,6 +5,7 @@ import io
 import json
 
 import awkward as ak
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -242,3 +243,18 @@ def test_shipped_weights_tag_the_embedded_jets(name):
     scores = jetzoo.load(name, fast=True).predict(jets)
     metrics = evaluate.evaluate(1 - jets.label.to_numpy(), scores, ["jet_isQ", "jet_isG"])
     assert metrics["auc"] == pytest.approx(models.read_cards()[name]["metrics"]["auc"], abs=0.1)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["ParT_full", "ParticleNet_full"])
+def test_shipped_weights_know_published_tops(name, real_data):
+    """Of 50 published jets each: trained on generated ones, with all features, ten classes."""
+    jets = np.load(real_data / "jetclass_tops_100.npz")
+    keys = ("pf_points", "pf_features_full", "pf_vectors", "pf_mask")
+    tagger = jetzoo.load(name)
+    with torch.no_grad():
+        chosen = tagger.model(*(torch.from_numpy(jets[key]) for key in keys)).argmax(1).numpy()
+    for label in (8, 9):  # t -> bqq', t -> blv
+        right = (chosen == label)[jets["labels"] == label]
+        print(name, label, right.mean())
+        assert right.mean() > 0.75
