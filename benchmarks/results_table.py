@@ -6,11 +6,13 @@
 
 Writes ``results/zoo_SET.csv`` beside this file, one row per model, and
 ``figures/zoo_SET_{learning,roc}.{png,pdf}``. Quality: the test jets of the training, and the
-published jets of the folder ``JETZOO_REAL_DATA`` where it has some of the data set. Speed: the
-network as it is, the fast engine and int8, one call of each in turn on the same jets.
+published jets of the folder ``JETZOO_REAL_DATA`` where it has some of the data set. Speed:
+weaver-core's own network (of ParT and PN), the network as it is, the fast engine and int8, one call
+of each in turn on the same jets.
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import math
@@ -32,6 +34,7 @@ from train_zoo import FINE_TUNING, MODELS, OUT, ROOT, SETS, data_files
 import jetzoo
 from jetzoo import UserError, evaluate, profiling, quantization, tables, zoo
 from jetzoo.models import CONFIGS
+from jetzoo.profiling.configurations import TRIMMER, WeaverNetwork
 
 RESULTS = Path(__file__).parent / "results"
 FIGURES = ROOT / "figures"
@@ -180,13 +183,14 @@ def file_sizes(run, tagger, engine):
 
 
 def speeds(runs, repeats):
-    """Jets per second of all models of a set, all in one run, and int8 where it is possible.
+    """Jets per second of all models of a set, all in one run.
 
     Returns
     -------
     dict of str to dict
-        By model: ``jets_per_second_{stock,fast,int8}`` and the median ratios ``fast_over_stock``,
-        ``int8_over_fast``.
+        By model: ``jets_per_second_{weaver,stock,fast,int8}`` and the median ratios
+        ``fast_over_weaver``, ``fast_over_stock``, ``int8_over_fast``; those of weaver-core where
+        it has the network.
     engines : dict of str to nn.Module
         The int8 networks.
     """
@@ -205,19 +209,26 @@ def speeds(runs, repeats):
         }
         for kind, network in networks.items():
             calls[model, kind] = lambda network=network, jets=jets: network(*jets)
+        with contextlib.suppress(UserError):
+            weaver = torch.no_grad()(WeaverNetwork(tagger.model).eval())
+            calls[model, "weaver"] = lambda network=weaver, jets=jets: network(*jets)
+            for _ in range(TRIMMER):
+                calls[model, "weaver"]()
     print(f"timing {len(calls)} networks, {repeats} times each", flush=True)
     seconds = profiling.interleaved(calls, repeats)
     columns = {}
     for model in runs:
         columns[model] = {
             f"jets_per_second_{kind}": counts[model] / statistics.median(seconds[model, kind])
-            for kind in ("stock", "fast", "int8")
+            for kind in ("weaver", "stock", "fast", "int8")
+            if (model, kind) in seconds
         }
-        for one, other in (("fast", "stock"), ("int8", "fast")):
-            ratios = [
-                b / a for a, b in zip(seconds[model, one], seconds[model, other], strict=True)
-            ]
-            columns[model][f"{one}_over_{other}"] = statistics.median(ratios)
+        for one, other in (("fast", "weaver"), ("fast", "stock"), ("int8", "fast")):
+            if (model, other) in seconds:
+                ratios = [
+                    b / a for a, b in zip(seconds[model, one], seconds[model, other], strict=True)
+                ]
+                columns[model][f"{one}_over_{other}"] = statistics.median(ratios)
     return columns, engines
 
 
@@ -398,14 +409,17 @@ def markdown():
         columns = [
             ("parameters", "parameters", 0),
             *((f"MFLOP at {n}", f"mflop_{n}", 0) for n in LENGTHS),
-            ("stock [jets/s]", "jets_per_second_stock", 0),
+            ("weaver [jets/s]", "jets_per_second_weaver", 0),
+            ("stock", "jets_per_second_stock", 0),
             ("fast", "jets_per_second_fast", 0),
+            ("fast over weaver", "fast_over_weaver", 1),
             ("int8", "jets_per_second_int8", 0),
             ("int8 over fast", "int8_gain", 2),
             ("times smaller", "times_smaller", 2),
             ("accuracy in int8", "int8_accuracy", 3),
             ("AUC", "int8_auc", 4),
         ]
+        columns = [column for column in columns if any(row.get(column[1]) for row in rows)]
         blocks.append(markdown_table(rows, columns))
     blocks.append("**Published, on the published data sets** (not comparable with the above):")
     blocks.append(published_table(read_csv(RESULTS / "published.csv")))

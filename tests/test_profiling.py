@@ -478,6 +478,19 @@ def test_configurations_compute_the_same():
             torch.testing.assert_close(network(*jets), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["ParT", "PN"])
+def test_networks_of_weaver(name):
+    """They compute the same, at first on padded jets, then on jets cut to the longest."""
+    torch.manual_seed(1)
+    model, _ = zoo.network_module(name).get_model(zoo.read_data_config(CONFIG))
+    network = configurations.WeaverNetwork(model.eval()).eval()
+    jets = inputs([25, 19, 30, 28])  # of fewer than 17 particles weaver's PN sees padding
+    with torch.no_grad():
+        expected = model(*jets)
+        for _ in range(configurations.TRIMMER + 1):
+            torch.testing.assert_close(network(*jets), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_refused_configurations(monkeypatch):
     check = configurations.check_names
     check(["base", "padded", "jagged"], True)
@@ -488,7 +501,7 @@ def test_refused_configurations(monkeypatch):
     ):
         with pytest.raises(UserError, match=message):
             check(names, trains)
-    with pytest.raises(UserError, match="padded stands for weaver-core's ParT"):
+    with pytest.raises(UserError, match="padded stands for weaver-core's own ParT"):
         configurations.configure("padded", nn.Linear(2, 2), None, None)
 
     def refuses(model, precision, **options):
@@ -632,7 +645,7 @@ def test_misuse_is_one_sentence_and_leaves_nothing(command, tmp_path, capsys):
         (lambda: command(data=str(nothing)), "no jets"),
         (lambda: command(data=str(cut)), "no branch"),
         (lambda: command("--compare", "base", "quick"), "no configuration 'quick'"),
-        (lambda: command("--compare", "base", "padded"), "weaver-core's ParT"),
+        (lambda: command("--compare", "base", "padded"), "weaver-core's own ParT"),
         (lambda: command("--compare", "base", "sdpa"), "no option 'attention'"),
         (lambda: command("--compare", "base", "--fast"), "leave out --fast"),
         (lambda: command("--fast", "--train"), "inference only"),

@@ -211,7 +211,7 @@ def results(tmp_path, monkeypatch, results_table):
     labels = np.arange(400) % 2
     metrics = [
         write_run(out / "quarkgluon-kin" / f"{model}-seed{seed}", model, seed, jets, labels)
-        for model, seed in (("PFN", 1), ("PFN", 2), ("LinformerParT", 1))
+        for model, seed in (("PFN", 1), ("PFN", 2), ("ParT", 1))
     ]
     monkeypatch.setenv("JETZOO_REAL_DATA", str(tmp_path / "real"))
     for name in ("ROOT", "RESULTS", "FIGURES"):
@@ -224,18 +224,18 @@ def test_tables_and_figures(results, results_table, tmp_path, capsys):
     out, (first, second, _) = results
     assert results_table.main(["quarkgluon-kin", "--out", str(out), "--repeats", "1"]) == 0
     with open(tmp_path / "zoo_quarkgluon-kin.csv") as file:
-        linformer, pfn = csv.DictReader(file)
-    assert (linformer["model"], pfn["model"], pfn["seeds"]) == ("LinformerParT", "PFN", "2")
+        part, pfn = csv.DictReader(file)
+    assert (part["model"], pfn["model"], pfn["seeds"]) == ("ParT", "PFN", "2")
 
     aucs = [first["auc"], second["auc"]]
     assert float(pfn["auc"]) == pytest.approx(np.mean(aucs), abs=1e-5)
     assert float(pfn["auc_spread"]) == pytest.approx(np.std(aucs, ddof=1), abs=1e-5)
-    assert linformer["auc_spread"] == "" and float(linformer["accuracy_error"]) > 0
+    assert part["auc_spread"] == "" and float(part["accuracy_error"]) > 0
     rejections = [m["rejections"][0]["rejection"] for m in (first, second)]
     assert float(pfn["rejection_Q_50"]) == pytest.approx(np.mean(rejections), rel=1e-4)
     assert float(pfn["real_auc"]) > 0 and float(pfn["int8_auc"]) > 0
-    ratio = float(linformer["megabytes"]) / float(linformer["int8_megabytes"])
-    assert float(linformer["times_smaller"]) == pytest.approx(ratio, rel=1e-4) and ratio > 3.7
+    ratio = float(part["megabytes"]) / float(part["int8_megabytes"])
+    assert float(part["times_smaller"]) == pytest.approx(ratio, rel=1e-4) and ratio > 3.7
 
     network, _ = zoo.network_module("PFN").get_model(zoo.read_data_config("QuarkGluon/qg_kin"))
     assert int(pfn["parameters"]) == sum(p.numel() for p in network.parameters())
@@ -245,6 +245,7 @@ def test_tables_and_figures(results, results_table, tmp_path, capsys):
         assert float(pfn[f"mflop_{length}"]) == pytest.approx((length * phi + head) / 1e6, rel=1e-4)
     for kind in ("stock", "fast", "int8"):
         assert float(pfn[f"jets_per_second_{kind}"]) > 0
+    assert float(part["jets_per_second_weaver"]) > 0 and pfn["jets_per_second_weaver"] == ""
 
     for kind in ("learning", "roc"):
         for suffix in ("png", "pdf"):
@@ -256,7 +257,7 @@ def test_tables_and_figures(results, results_table, tmp_path, capsys):
     assert f"| `PFN` (2 seeds) | {np.mean([first['accuracy'], second['accuracy']]):.3f} ±" in text
     assert "rejection at 50%" in text and "1,000 published jets" in text
     assert (", no gain |" in text) == (
-        min(float(row["int8_over_fast"]) for row in (linformer, pfn)) <= 1
+        min(float(row["int8_over_fast"]) for row in (part, pfn)) <= 1
     )
     assert "(64 to train, 128 seen by every model; `python benchmarks/train_zoo.py" in text
     assert re.search(r"\| TopLandscape kin \| ParT \| 0.940 \| 0.9858 \| 413", text)

@@ -144,9 +144,9 @@ def add_profile(parser):
         "--compare",
         nargs="+",
         metavar="NAME",
-        help="configurations side by side: base, packed, padded (weaver-core's own ParT), fast, "
-        "bf16, int8 (the fast engine in these precisions), or attention backends: reference, "
-        "sdpa, jagged, flex, triton, flash_attn",
+        help="configurations side by side: base, packed, padded (weaver-core's own "
+        "ParT or ParticleNet), fast, bf16, int8 (the fast engine in these precisions), or "
+        "attention backends: reference, sdpa, jagged, flex, triton, flash_attn",
     )
     parser.add_argument("--loader", action="store_true", help="also measure weaver's data loader")
     parser.add_argument("--batch-size", type=positive_integer, default=128, metavar="N")

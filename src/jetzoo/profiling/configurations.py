@@ -12,7 +12,7 @@ CALIBRATION = 512  # jets, of int8
 CONFIGURATIONS = {
     "base": "the network as it is",
     "packed": "the same; ParT and its variants compute real particles only",
-    "padded": "weaver-core's own ParT, on padded jets",
+    "padded": "weaver-core's own ParT or ParticleNet, on padded jets",
     "fast": "jetzoo.accelerate",
     "bf16": "jetzoo.accelerate with precision='bf16'",
     "int8": "jetzoo.accelerate with precision='int8'",
@@ -21,39 +21,59 @@ CONFIGURATIONS = {
 INFERENCE_ONLY = ("fast", "bf16", "int8")
 
 
-class WeaverParT(nn.Module):
-    """weaver-core's own network with the weights of the zoo's ParT, as weaver runs it.
+TRIMMER = 6  # calls after which weaver's own networks cut batches to their longest jet
 
-    It cuts the batch to its longest jet; in training it does so at random, and drops particles.
+
+class WeaverNetwork(nn.Module):
+    """weaver-core's own network with the weights of the zoo's ParT or PN, as weaver runs it.
+
+    After some calls it cuts batches to their longest jet; in training it does so at random, and
+    drops particles.
 
     Parameters
     ----------
-    model : jetzoo.layers.JetClassifier
+    model : nn.Module
+        Of ``networks/``.
 
     Raises
     ------
     UserError
-        If the weights are not those of a ParT of the published size.
+        If the weights are not those of a ParT or a ParticleNet of the published size.
     """
 
     def __init__(self, model):
+        from weaver.nn.model.ParticleNet import ParticleNet
         from weaver.nn.model.ParticleTransformer import ParticleTransformer
 
         super().__init__()
         try:
-            self.mod = ParticleTransformer(
-                input_dim=model.mod.embed.input_bn.num_features,
-                num_classes=model.mod.fc[-1].out_features,
-                use_pre_activation_pair=False,
-            )
-            self.mod.load_state_dict(model.mod.state_dict())
+            own, classes = model.mod, model.mod.fc[-1].out_features
+            self.uses_points = hasattr(own, "edge_convs")
+            if self.uses_points:
+                self.mod = ParticleNet(
+                    own.bn_fts.num_features,
+                    classes,
+                    conv_params=[(16, (64,) * 3), (16, (128,) * 3), (16, (256,) * 3)],
+                    fc_params=[(256, 0.1)],
+                    use_fusion=False,
+                )
+            else:
+                self.mod = ParticleTransformer(
+                    input_dim=own.embed.input_bn.num_features,
+                    num_classes=classes,
+                    use_pre_activation_pair=False,
+                )
+            self.mod.load_state_dict(own.state_dict())
         except (AttributeError, TypeError, RuntimeError) as error:
             raise UserError(
-                "padded stands for weaver-core's ParT, whose weights are not those of this network."
+                "padded stands for weaver-core's own ParT or ParticleNet, whose weights are not "
+                "those of this network."
             ) from error
 
     def forward(self, points, features, lorentz_vectors, mask):
         """(B, 2, N), (B, C, N), (B, 4, N) and (B, 1, N) to logits (B, num_classes)."""
+        if self.uses_points:
+            return self.mod(points, features, mask)
         return self.mod(features, lorentz_vectors, mask)
 
 
@@ -97,7 +117,7 @@ def configure(name, model, rebuild, jets):
         return copy.deepcopy(model)
     device = next(model.parameters()).device
     if name == "padded":
-        return WeaverParT(model).to(device)
+        return WeaverNetwork(model).to(device)
     if name in BACKENDS:
         other = rebuild(attention=name).to(device)
         other.load_state_dict(model.state_dict())

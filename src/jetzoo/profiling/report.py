@@ -25,7 +25,6 @@ DATA_CONFIG = "QuarkGluon/qg_kin"
 
 INFERENCE, TRAINING = "inference", "training step"
 WARM_UP = 2
-TRIMMER = 6  # calls after which weaver's own network cuts batches to their longest jet
 LINES = 16  # of the table in the terminal
 SMALLEST = 0.0005  # of the time, of a row of a table
 
@@ -572,7 +571,7 @@ def measure(steps, repeats):
     """
     for (name, _), step in tqdm(steps.items(), desc="warm up", leave=False):
         try:
-            for _ in range(TRIMMER if name == "padded" else WARM_UP):
+            for _ in range(configurations.TRIMMER if name == "padded" else WARM_UP):
                 step()
         except (ValueError, ImportError, NotImplementedError, RuntimeError) as error:
             reason = str(error).strip().split("\n")[0].rstrip(".")
