@@ -1,6 +1,7 @@
 """Accuracy, AUC, background rejections and ROC figure of the scores that weaver writes."""
 
 import json
+import logging
 
 import numpy as np
 from sklearn.metrics import roc_auc_score, roc_curve
@@ -54,6 +55,8 @@ STYLE = {
     "ytick.minor.visible": True,
     "pdf.fonttype": 42,
 }
+# It subsets the fonts of PDFs, and warns of the age of those that come with matplotlib.
+logging.getLogger("fontTools").setLevel(logging.ERROR)
 
 
 def read_predictions(files, classes=None):
