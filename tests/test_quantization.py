@@ -323,3 +323,21 @@ def test_a_tagger_predicts_with_it(file, part, tmp_path):
     inputs = [torch.from_numpy(x) for x in tagger.inputs(jets).values()]
     with torch.no_grad():
         np.testing.assert_allclose(scores, part(*inputs).softmax(1), atol=0.05)
+
+
+@torch.no_grad()
+def test_small_entries_beside_large_ones_survive(data_config, tmp_path):
+    """LinformerParT's projections start with ones and zeros, and learn numbers of 0.001."""
+    model = build("LinformerParT", data_config, **SMALL)
+    for name, parameter in model.named_parameters():
+        if name.endswith("proj_k"):
+            parameter += 0.001 * torch.randn_like(parameter)
+    fast = jetzoo.accelerate(model, "int8", method="weight-only")
+    path = tmp_path / "int8.pt"
+    quantization.save(fast, path, "LinformerParT", data_config, SMALL)
+    expected = {k: v for k, v in model.state_dict().items() if k.endswith("proj_k")}
+    for engine in (fast.engine, jetzoo.load(path).model.engine):
+        found = [v for k, v in engine.state_dict().items() if k.endswith("proj_k")]
+        assert len(found) == len(expected) > 0
+        for value, exact in zip(found, expected.values(), strict=True):
+            torch.testing.assert_close(value, exact, atol=1e-6, rtol=1e-3)
