@@ -36,8 +36,8 @@ class LinformerAttention(LinformerSelfAttention):
         # Slot i starts as the particle of rank i, to which those of the ranks i + k, i + 2k ... are
         # added. From the package's random mixtures of all particles a tagger learns more slowly:
         # accuracy 0.386 instead of 0.568 after 41,000 jets of JetClass (benchmarks/train_zoo.py).
+        ranks = torch.arange(seq_len)
         for projection in (self.proj_k, self.proj_v):
-            ranks = torch.arange(seq_len)
             projection.data.zero_()[ranks, ranks % num_slots] = 1
 
     def forward(self, x, layout, bias=None):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import library
 
 from jetzoo import native
 from jetzoo.attention import attention, check_backend, dispatch, flash, jagged
@@ -243,7 +244,7 @@ def test_triton_operator_is_well_defined():
 
     (q, k, v, bias), mask = make(9, 9, torch.float32)
     q.requires_grad_()
-    torch.library.opcheck(triton_kernel._attention, (q, k, v, bias, mask, None, 0.0))
+    library.opcheck(triton_kernel._attention, (q, k, v, bias, mask, None, 0.0))
 
 
 def test_flash_attn_removes_the_padding(monkeypatch):

@@ -55,7 +55,7 @@ STYLE = {
     "ytick.minor.visible": True,
     "pdf.fonttype": 42,
 }
-# It subsets the fonts of PDFs, and warns of the age of those that come with matplotlib.
+# It puts the fonts into PDFs, and warns of the age of those that come with matplotlib.
 logging.getLogger("fontTools").setLevel(logging.ERROR)
 
 

@@ -10,6 +10,7 @@ import math
 import torch
 import triton
 import triton.language as tl
+from torch import library
 from triton import knobs
 
 INTERPRETED = knobs.runtime.interpret
@@ -247,7 +248,7 @@ def _optional(stand_in, bias, mask, seed):
     return (stand_in if x is None else x for x in (bias, mask, lengths, seed))
 
 
-@torch.library.custom_op("jetzoo::attention", mutates_args=())
+@library.custom_op("jetzoo::attention", mutates_args=())
 def _attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -286,7 +287,7 @@ def _(q, k, v, bias, mask, seed, dropout_p):
     return out.transpose(1, 2), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-@torch.library.custom_op("jetzoo::attention_backward", mutates_args=())
+@library.custom_op("jetzoo::attention_backward", mutates_args=())
 def _attention_backward(
     grad: torch.Tensor,
     q: torch.Tensor,

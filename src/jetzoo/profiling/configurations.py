@@ -20,7 +20,6 @@ CONFIGURATIONS = {
 }
 INFERENCE_ONLY = ("fast", "bf16", "int8")
 
-
 TRIMMER = 6  # calls after which weaver's own networks cut batches to their longest jet
 
 

@@ -573,7 +573,7 @@ def measure(steps, repeats):
         try:
             for _ in range(configurations.TRIMMER if name == "padded" else WARM_UP):
                 step()
-        except (ValueError, ImportError, NotImplementedError, RuntimeError) as error:
+        except (ValueError, ImportError, RuntimeError) as error:
             reason = str(error).strip().split("\n")[0].rstrip(".")
             raise UserError(f"{name} cannot run on {step.device}: {reason}.") from error
     measured = {key: ([], []) for key in steps}
