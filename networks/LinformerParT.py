@@ -10,9 +10,9 @@ import functools
 import torch
 from linformer import LinformerSelfAttention
 
-from jetzoo import zoo
 from jetzoo.attention import attention
-from jetzoo.layers import JetClassifier, ParticleTransformer
+from jetzoo.nn.transformer import JetClassifier, ParticleTransformer
+from jetzoo.plugin import build, get_evaluate_fn, get_loss, get_train_fn  # noqa: F401 - weaver's
 
 
 class LinformerAttention(LinformerSelfAttention):
@@ -29,6 +29,10 @@ class LinformerAttention(LinformerSelfAttention):
     backend : str
         See :func:`jetzoo.attention`.
     """
+
+    # Int8 files keep these in half precision: a row has one entry near 1, beside which 8 bits lose
+    # all others, and 0.001 of AUC (TopLandscape).
+    half_matrices = ("proj_k", "proj_v")
 
     def __init__(self, embed_dim, num_heads, dropout=0.0, *, seq_len, num_slots, backend="auto"):
         super().__init__(embed_dim, seq_len, k=num_slots, heads=num_heads, dropout=dropout)
@@ -87,7 +91,7 @@ class LinformerParT(ParticleTransformer):
         'projected' adds U P to the attention scores: the pair interaction U (n, n) of
         arXiv 2202.03772 times the projection P (n, k) of the keys.
     **options
-        See :class:`jetzoo.layers.ParticleTransformer`.
+        See :class:`jetzoo.nn.transformer.ParticleTransformer`.
 
     Raises
     ------
@@ -129,10 +133,5 @@ class LinformerParT(ParticleTransformer):
 
 def get_model(data_config, **kwargs):
     """Build the network for weaver; options are those of ``LinformerParT``."""
-    part, info = zoo.build(LinformerParT, data_config, **kwargs)
+    part, info = build(LinformerParT, data_config, **kwargs)
     return JetClassifier(part), info
-
-
-get_loss = zoo.loss
-get_train_fn = zoo.get_train_fn
-get_evaluate_fn = zoo.get_evaluate_fn

@@ -1,6 +1,6 @@
 """MambaParT: a selective state-space model in place of attention (Mamba, arXiv 2312.00752).
 
-Particles are read one after the other in order of falling pT. A state of ``d_state`` numbers per
+Particles are read one after the other in order of descending pT. A state of ``d_state`` numbers per
 channel decays and takes up the next particle at rates that depend on that particle: O(N).
 """
 
@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from jetzoo import zoo
-from jetzoo.kinematics import at_least_float32
-from jetzoo.layers import JetClassifier, ParticleTransformer
-from jetzoo.packing import Padded
+from jetzoo.nn.kinematics import at_least_float32
+from jetzoo.nn.transformer import JetClassifier, ParticleTransformer
+from jetzoo.plugin import build, get_evaluate_fn, get_loss, get_train_fn  # noqa: F401 - weaver's
 
 try:
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
@@ -139,7 +138,7 @@ def selective_scan(u, dt, A, B, C, layout):
             return fused_scan(u, dt, A, B, C, layout)
         if torch.jit.is_tracing():  # a script is exported as a loop, a trace as so many steps
             return torch.jit.script(padded_scan)(u, dt, A, B, C)
-        if isinstance(layout, Padded):
+        if not layout.is_packed:
             return padded_scan(u, dt, A, B, C)
         return packed_scan(u, dt, A, B, C, layout)
 
@@ -160,6 +159,8 @@ class Mamba(nn.Module):
     expand : int
         Channels over ``embed_dim``.
     """
+
+    int8_matrices = ("A_log", "conv1d.weight")  # no layers of their own
 
     def __init__(self, embed_dim, num_heads=1, dropout=0.0, *, d_state=16, d_conv=4, expand=2):
         super().__init__()
@@ -239,7 +240,7 @@ class MambaParT(ParticleTransformer):
     d_state, d_conv, expand : int
         See :class:`Mamba`.
     **options
-        See :class:`jetzoo.layers.ParticleTransformer`.
+        See :class:`jetzoo.nn.transformer.ParticleTransformer`.
     """
 
     fixed_options = (*ParticleTransformer.fixed_options, "pair_bias", "pair_embed_dims")
@@ -269,16 +270,11 @@ class MambaParT(ParticleTransformer):
         """Initial weights of ParT, but those of Mamba in the mixers."""
         super().reset_parameters()
         for module in self.modules():
-            if isinstance(module, Mamba):
+            if hasattr(module, "A_log"):
                 module.reset_parameters()
 
 
 def get_model(data_config, **kwargs):
     """Build the network for weaver; options are those of ``MambaParT``."""
-    part, info = zoo.build(MambaParT, data_config, **kwargs)
+    part, info = build(MambaParT, data_config, **kwargs)
     return JetClassifier(part), info
-
-
-get_loss = zoo.loss
-get_train_fn = zoo.get_train_fn
-get_evaluate_fn = zoo.get_evaluate_fn

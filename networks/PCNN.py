@@ -1,6 +1,6 @@
 """P-CNN (CMS DeepAK8, arXiv 1902.09914): a residual network of 1D convolutions over particles.
 
-Particles stand in order of falling pT, which the network sees to itself. The layers are those of
+Particles stand in order of descending pT, which the network sees to itself. The layers are those of
 the comparison in arXiv 1902.08570. Nothing depends on the padded length: what lies past the last
 particle is zero before every convolution, and is left out of batch norms and of the average.
 """
@@ -8,8 +8,10 @@ particle is zero before every convolution, and is left out of batch norms and of
 import torch
 from torch import nn
 
-from jetzoo import zoo
-from jetzoo.packing import Padded, pack, pt_order
+from jetzoo.nn.embed import batch_norm
+from jetzoo.nn.inputs import clean_inputs, keep_inputs
+from jetzoo.nn.packing import Padded, mean_over_particles, pack, pt_order
+from jetzoo.plugin import build, get_evaluate_fn, get_loss, get_train_fn  # noqa: F401 - weaver's
 
 
 def convolve(conv, x, layout, strided):
@@ -20,11 +22,6 @@ def convolve(conv, x, layout, strided):
     x = layout.pad(x).masked_fill(~layout.mask.unsqueeze(2), 0)  # (B, n, C)
     x = conv(x.transpose(1, 2))  # (B, C', n')
     return strided.unpad(x.transpose(1, 2))
-
-
-def normalize(bn, x):
-    """Batch norm over all rows of ``x`` (..., C)."""
-    return bn(x.flatten(0, -2)).view_as(x)
 
 
 def conv3(in_dim, out_dim, stride=1):
@@ -55,9 +52,9 @@ class ResidualUnit(nn.Module):
     def forward(self, x, layout, strided):
         """Tokens (..., C) in ``layout`` to tokens (..., C') in ``strided``."""
         out = convolve(self.conv1, x, layout, strided)
-        out = normalize(self.bn1, out).relu()
+        out = batch_norm(self.bn1, out).relu()
         out = convolve(self.conv2, out, strided, strided)
-        out = normalize(self.bn2, out).relu()
+        out = batch_norm(self.bn2, out).relu()
         if self.shortcut is not None:
             x = convolve(self.shortcut, x, layout, strided)
         return x + out
@@ -137,27 +134,21 @@ class ParticleCNN(nn.Module):
         -------
         Tensor, (B, num_classes)
         """
-        _, features, vectors, mask = zoo.clean_inputs(points, features, lorentz_vectors, mask)
+        _, features, vectors, mask = clean_inputs(points, features, lorentz_vectors, mask)
         layouts = self.layouts(mask, pt_order(vectors, mask))
         layout = layouts[0]
-        x = normalize(self.input_bn, layout.take(features))
-        x = normalize(self.bn, convolve(self.conv, x, layout, layout)).relu()
+        x = batch_norm(self.input_bn, layout.take(features))
+        x = batch_norm(self.bn, convolve(self.conv, x, layout, layout)).relu()
         for stage, strided in zip(self.stages, layouts, strict=True):
             for unit in stage:
                 x = unit(x, layout, strided)
                 layout = strided
-        real = layout.mask.unsqueeze(2)  # (B, n, 1)
-        x = layout.pad(x).masked_fill(~real, 0).sum(1) / real.sum(1).clamp(min=1)  # (B, C)
+        x = mean_over_particles(x, layout)  # (B, C)
         logits = self.fc(x)
-        logits = zoo.keep_inputs(logits, points)
+        logits = keep_inputs(logits, points)
         return logits.softmax(1) if self.for_inference else logits
 
 
 def get_model(data_config, **kwargs):
     """Build the network for weaver; options are those of ``ParticleCNN``."""
-    return zoo.build(ParticleCNN, data_config, **kwargs)
-
-
-get_loss = zoo.loss
-get_train_fn = zoo.get_train_fn
-get_evaluate_fn = zoo.get_evaluate_fn
+    return build(ParticleCNN, data_config, **kwargs)

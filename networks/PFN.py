@@ -2,8 +2,9 @@
 
 from torch import nn
 
-from jetzoo import zoo
-from jetzoo.packing import Padded, pack
+from jetzoo.nn.inputs import clean_inputs, keep_inputs
+from jetzoo.nn.packing import Padded, pack
+from jetzoo.plugin import build, get_evaluate_fn, get_loss, get_train_fn  # noqa: F401 - weaver's
 
 
 def mlp(*dims):
@@ -29,6 +30,8 @@ class ParticleFlowNetwork(nn.Module):
     for_inference : bool
         Return probabilities and keep the padding, so that the graph can be exported.
     """
+
+    micro_batched = True  # jets of similar length together are the faster
 
     def __init__(
         self,
@@ -60,20 +63,15 @@ class ParticleFlowNetwork(nn.Module):
         -------
         Tensor, (B, num_classes)
         """
-        _, features, _, mask = zoo.clean_inputs(points, features, lorentz_vectors, mask)
+        _, features, _, mask = clean_inputs(points, features, lorentz_vectors, mask)
         layout = (Padded if self.for_inference else pack)(mask)
         x = layout.pad(self.phi(layout.take(features)))  # (B, n, D)
         x = x.masked_fill(~layout.mask.unsqueeze(2), 0).sum(1)  # (B, D)
         logits = self.f(x)
-        logits = zoo.keep_inputs(logits, points, lorentz_vectors)
+        logits = keep_inputs(logits, points, lorentz_vectors)
         return logits.softmax(1) if self.for_inference else logits
 
 
 def get_model(data_config, **kwargs):
     """Build the network for weaver; options are those of ``ParticleFlowNetwork``."""
-    return zoo.build(ParticleFlowNetwork, data_config, **kwargs)
-
-
-get_loss = zoo.loss
-get_train_fn = zoo.get_train_fn
-get_evaluate_fn = zoo.get_evaluate_fn
+    return build(ParticleFlowNetwork, data_config, **kwargs)

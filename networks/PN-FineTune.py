@@ -6,14 +6,16 @@ learns 50 times faster than the rest unless ``--optimizer-option lr_mult`` says 
 
 from pathlib import Path
 
-from jetzoo import finetune, zoo
+from jetzoo.nn import finetune
+from jetzoo.plugin import build, get_evaluate_fn, get_loss, get_train_fn  # noqa: F401 - weaver's
+from jetzoo.repository import network_module
 
-ParticleNet = zoo.network_module(Path(__file__).with_name("PN.py")).ParticleNet
+ParticleNet = network_module(Path(__file__).with_name("PN.py")).ParticleNet
 
 
 def get_model(data_config, **kwargs):
     """Build the network for weaver; options are those of ``ParticleNet``."""
-    model, info = zoo.build(ParticleNet, data_config, **kwargs)
+    model, info = build(ParticleNet, data_config, **kwargs)
     layers = model.mod.fc
     old = f"mod.fc.{len(layers) - 1}"
     for_inference = kwargs.get("for_inference", False)
@@ -23,7 +25,4 @@ def get_model(data_config, **kwargs):
     ), info
 
 
-get_loss = zoo.loss
-get_train_fn = zoo.get_train_fn
-get_evaluate_fn = zoo.get_evaluate_fn
 init_opt = finetune.init_opt("fc_out.*")

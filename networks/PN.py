@@ -8,9 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from jetzoo import zoo
-from jetzoo.kinematics import at_least_float32
-from jetzoo.packing import Padded, pack
+from jetzoo.nn.embed import batch_norm
+from jetzoo.nn.inputs import clean_inputs, keep_inputs
+from jetzoo.nn.kinematics import at_least_float32
+from jetzoo.nn.packing import Padded, mean_over_particles, pack
+from jetzoo.plugin import build, get_evaluate_fn, get_loss, get_train_fn  # noqa: F401 - weaver's
 
 
 def nearest(points, mask, k):
@@ -37,11 +39,6 @@ def nearest(points, mask, k):
     # Behind all real neighbours and before everything that is none.
     distance = F.pad(distance, (0, k), value=torch.finfo(distance.dtype).max)
     return distance.topk(k, largest=False).indices
-
-
-def normalize(bn, x):
-    """Batch norm over all rows of ``x`` (..., C)."""
-    return bn(x.flatten(0, -2)).view_as(x)
 
 
 class OnRows:
@@ -132,10 +129,10 @@ class EdgeConv(nn.Module):
         first = torch.arange(batch_size, device=x.device) * length
         index = layout.unpad(index + first[:, None, None])  # (..., k)
         edges = neighbours.flatten(0, 1)[index] + centre.unsqueeze(-2)  # (..., k, C')
-        edges = normalize(self.bns[0], edges).relu_()
+        edges = batch_norm(self.bns[0], edges).relu_()
         for conv, bn in zip(self.convs[1:], self.bns[1:], strict=True):
-            edges = normalize(bn, conv(edges)).relu_()
-        shortcut = x if self.sc is None else normalize(self.sc_bn, self.sc(x))
+            edges = batch_norm(bn, conv(edges)).relu_()
+        shortcut = x if self.sc is None else batch_norm(self.sc_bn, self.sc(x))
         return (shortcut + edges.mean(-2)).relu_()
 
     def fold(self):
@@ -158,6 +155,8 @@ class DynamicGraphNetwork(nn.Module):
         See :class:`ParticleNet`.
     """
 
+    micro_batched = True  # jets of similar length together are the faster
+
     def __init__(self, input_dim, num_classes, conv_params, fc_params, for_inference):
         super().__init__()
         self.layout = Padded if for_inference else pack
@@ -175,15 +174,14 @@ class DynamicGraphNetwork(nn.Module):
 
     def forward(self, points, features, lorentz_vectors, mask):
         """Logits (B, num_classes) of the four inputs of :meth:`ParticleNet.forward`."""
-        points, features, _, mask = zoo.clean_inputs(points, features, lorentz_vectors, mask)
+        points, features, _, mask = clean_inputs(points, features, lorentz_vectors, mask)
         layout = self.layout(mask)
         points = layout.take(points)
-        x = normalize(self.bn_fts, layout.take(features))
+        x = batch_norm(self.bn_fts, layout.take(features))
         for edge_conv in self.edge_convs:
             points = x = edge_conv(points, x, layout)
-        real = layout.mask.unsqueeze(2)  # (B, n, 1)
-        x = layout.pad(x).masked_fill(~real, 0).sum(1) / real.sum(1).clamp(min=1)  # (B, C)
-        return zoo.keep_inputs(self.fc(x), lorentz_vectors)
+        x = mean_over_particles(x, layout)  # (B, C)
+        return keep_inputs(self.fc(x), lorentz_vectors)
 
 
 class ParticleNet(nn.Module):
@@ -201,6 +199,8 @@ class ParticleNet(nn.Module):
     for_inference : bool
         Return probabilities and keep the padding, so that the graph can be exported.
     """
+
+    micro_batched = True  # jets of similar length together are the faster
 
     def __init__(
         self,
@@ -240,9 +240,4 @@ class ParticleNet(nn.Module):
 
 def get_model(data_config, **kwargs):
     """Build the network for weaver; options are those of ``ParticleNet``."""
-    return zoo.build(ParticleNet, data_config, **kwargs)
-
-
-get_loss = zoo.loss
-get_train_fn = zoo.get_train_fn
-get_evaluate_fn = zoo.get_evaluate_fn
+    return build(ParticleNet, data_config, **kwargs)

@@ -6,20 +6,19 @@ learns 50 times faster than the rest unless ``--optimizer-option lr_mult`` says 
 
 from pathlib import Path
 
-from jetzoo import finetune, zoo
+from jetzoo.nn import finetune
+from jetzoo.plugin import build, get_evaluate_fn, get_loss, get_train_fn  # noqa: F401 - weaver's
+from jetzoo.repository import network_module
 
-ParT = zoo.network_module(Path(__file__).with_name("ParT.py")).ParT
+ParT = network_module(Path(__file__).with_name("ParT.py")).ParT
 
 
 def get_model(data_config, **kwargs):
     """Build the network for weaver; options are those of ``ParT``."""
-    part, info = zoo.build(ParT, data_config, **kwargs)
+    part, info = build(ParT, data_config, **kwargs)
     fc, part.fc = part.fc, None
     for_inference = kwargs.get("for_inference", False)
     return finetune.FineTune(part, "fc", fc[-1], old="mod.fc", for_inference=for_inference), info
 
 
-get_loss = zoo.loss
-get_train_fn = zoo.get_train_fn
-get_evaluate_fn = zoo.get_evaluate_fn
 init_opt = finetune.init_opt("fc.*")

@@ -3,8 +3,8 @@
 Weights interchange with weaver-core's ``ParticleTransformer`` and with the published files.
 """
 
-from jetzoo import zoo
-from jetzoo.layers import JetClassifier, ParticleTransformer
+from jetzoo.nn.transformer import JetClassifier, ParticleTransformer
+from jetzoo.plugin import build, get_evaluate_fn, get_loss, get_train_fn  # noqa: F401 - weaver's
 
 
 class ParT(ParticleTransformer):
@@ -16,10 +16,5 @@ class ParT(ParticleTransformer):
 
 def get_model(data_config, **kwargs):
     """Build the network for weaver; options are those of ``ParticleTransformer``."""
-    part, info = zoo.build(ParT, data_config, **kwargs)
+    part, info = build(ParT, data_config, **kwargs)
     return JetClassifier(part), info
-
-
-get_loss = zoo.loss
-get_train_fn = zoo.get_train_fn
-get_evaluate_fn = zoo.get_evaluate_fn

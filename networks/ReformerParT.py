@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from jetzoo import zoo
 from jetzoo.attention import attention
-from jetzoo.kinematics import at_least_float32
-from jetzoo.layers import JetClassifier, ParticleTransformer
+from jetzoo.nn.kinematics import at_least_float32
+from jetzoo.nn.transformer import JetClassifier, ParticleTransformer
+from jetzoo.plugin import build, get_evaluate_fn, get_loss, get_train_fn  # noqa: F401 - weaver's
 
 # Hashes per round: as many as chunks of 32 in the 128 hardest particles, above which jets are rare.
 NUM_HASHES = 4
@@ -168,7 +168,7 @@ class ReformerParT(ParticleTransformer):
     n_hashes : int
         Rounds of hashing, in which the attention is averaged with the weights of the paper.
     **options
-        See :class:`jetzoo.layers.ParticleTransformer`.
+        See :class:`jetzoo.nn.transformer.ParticleTransformer`.
     """
 
     fixed_options = (*ParticleTransformer.fixed_options, "pair_bias", "pair_embed_dims")
@@ -182,10 +182,5 @@ class ReformerParT(ParticleTransformer):
 
 def get_model(data_config, **kwargs):
     """Build the network for weaver; options are those of ``ReformerParT``."""
-    part, info = zoo.build(ReformerParT, data_config, **kwargs)
+    part, info = build(ReformerParT, data_config, **kwargs)
     return JetClassifier(part), info
-
-
-get_loss = zoo.loss
-get_train_fn = zoo.get_train_fn
-get_evaluate_fn = zoo.get_evaluate_fn

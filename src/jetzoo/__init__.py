@@ -2,13 +2,19 @@
 
 from importlib import import_module
 
+__version__ = "0.2.0"
+
 
 class UserError(Exception):
     """A misuse that one sentence explains; the command line prints it and exits with code 2."""
 
 
 # Loaded on first use, so that `import jetzoo` and `jetzoo -h` do not wait for torch.
-_EXPORTS = {"accelerate": "jetzoo.inference", "attention": "jetzoo.attention", "load": "jetzoo.zoo"}
+_EXPORTS = {
+    "accelerate": "jetzoo.acceleration",
+    "attention": "jetzoo.attention",
+    "load": "jetzoo.tagger",
+}
 
 
 def __getattr__(name):

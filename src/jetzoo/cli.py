@@ -20,18 +20,19 @@ def add_evaluate(parser):
 def run_evaluate(args):
     from rich.console import Console
 
-    from jetzoo import evaluate, tables
+    from jetzoo import tables
+    from jetzoo.metrics import numbers, predictions, roc
 
     classes = None
     if args.data_config:
-        from jetzoo.zoo import read_data_config
+        from jetzoo import data_config
 
-        classes = list(read_data_config(args.data_config).label_value)
-    jets = evaluate.read_predictions(args.files, classes)
+        classes = list(data_config.read(args.data_config).label_value)
+    jets = predictions.read_predictions(args.files, classes)
     folder = tables.writable_folder(args.out or Path(args.files[0]).parent)
-    metrics = evaluate.evaluate(*jets)
-    written = evaluate.write_report(metrics, evaluate.roc_figure(*jets), folder)
-    Console().print(*evaluate.summary(metrics))
+    metrics = numbers.evaluate(*jets)
+    written = roc.write_report(metrics, roc.roc_figure(*jets), folder)
+    Console().print(*numbers.summary(metrics))
     for note in metrics["notes"]:
         print(f"note: {note}")
     for path in written:
@@ -47,11 +48,12 @@ def add_predict(parser):
 
 
 def run_predict(args):
-    from jetzoo import tables, zoo
+    from jetzoo import tables
+    from jetzoo.tagger import predict_files
 
     tables.check_format(args.output)
     tagger = _load(args, **({"fast": True} if args.fast else {}))
-    if not zoo.predict_files(tagger, args.files, args.output, args.batch_size):
+    if not predict_files(tagger, args.files, args.output, args.batch_size):
         print("note: The files have no labels; only scores were written.")
     print(f"wrote {args.output}")
 
@@ -303,10 +305,10 @@ def _add_tagger(parser, data_config=None):
 
 
 def _load(args, **options):
-    from jetzoo import zoo
+    from jetzoo import load
 
     options = _network_options(args) | options
-    return zoo.load(args.network, args.checkpoint, args.data_config, args.device, **options)
+    return load(args.network, args.checkpoint, args.data_config, args.device, **options)
 
 
 def _network_options(args):

@@ -1,10 +1,8 @@
 """A network in float32 and in int8 on the same jets, side by side."""
 
-import glob
 import io
 import itertools
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -13,10 +11,15 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
-from weaver.utils.data.preprocess import _build_new_variables
-from weaver.utils.nn.tools import unwrap_model
 
-from jetzoo import UserError, evaluate, inference, quantization, tables, zoo
+from jetzoo import UserError, tables
+
+from .acceleration import accelerate
+from .data_config import add_variables, dependencies
+from .int8 import file as int8_file
+from .int8.calibration import CALIBRATION_JETS
+from .int8.tuning import TUNING_JETS
+from .metrics.numbers import evaluate
 
 # What int8 may cost: the AUC may fall by this, the rejection at 50% by this part.
 AUC_DROP, REJECTION_LOSS = 0.001, 0.03
@@ -34,7 +37,7 @@ class SideBySide(nn.Module):
     ----------
     model : nn.Module
         Runs on the fast engine.
-    quantized : jetzoo.quantization.QuantizedNetwork
+    quantized : jetzoo.acceleration.Accelerated
     jets : tuple of Tensor
         The first call on these is not timed: it packs the weights.
 
@@ -49,7 +52,7 @@ class SideBySide(nn.Module):
 
     def __init__(self, model, quantized, jets):
         super().__init__()
-        self.networks = nn.ModuleList((inference.accelerate(model, device="cpu"), quantized))
+        self.networks = nn.ModuleList((accelerate(model, device="cpu"), quantized))
         self.eval()
         for network in self.networks:
             network(*jets)
@@ -86,12 +89,12 @@ def metrics(labels, scores, classes):
     Returns
     -------
     dict
-        JSON-ready: ``float32`` and ``int8``, each as of :func:`jetzoo.evaluate.evaluate`,
+        JSON-ready: ``float32`` and ``int8``, each as of :func:`jetzoo.metrics.numbers.evaluate`,
         ``largest_difference`` of a probability, and ``within_bounds``: whether the AUC falls by at
         most 0.001 and the first rejection by at most 3%; None if neither is known.
     """
     found = {
-        name: evaluate.evaluate(labels, s, classes)
+        name: evaluate(labels, s, classes)
         for name, s in zip(("float32", "int8"), scores, strict=True)
     }
     before, after = found.values()
@@ -162,7 +165,7 @@ def calibration_jets(tagger, files, many=False):
 
     Parameters
     ----------
-    tagger : jetzoo.zoo.Tagger
+    tagger : jetzoo.tagger.Tagger
     files : sequence of str or Path
     many : bool
         Enough for a fine-tuning.
@@ -180,7 +183,7 @@ def calibration_jets(tagger, files, many=False):
     if not files:
         raise UserError("There are no files to calibrate with.")
     files = files[:: -(-len(files) // CALIBRATION_FILES)]
-    count = quantization.TUNING_JETS if many else quantization.CALIBRATION_JETS
+    count = TUNING_JETS if many else CALIBRATION_JETS
     share = -(-count // len(files))
     config = tagger.data_config
     jets = [tables.read(path, tagger.branches, config.treename)[:share] for path in files]
@@ -212,13 +215,13 @@ def labelled_batches(tagger, files, batch_size):
     """
     config = tagger.data_config
     (label,) = config.label_names
-    needed, new_variables = zoo._dependencies(config, [label])
+    needed, new_variables = dependencies(config, [label])
     for path in files:
         jets = tables.read(path, tagger.branches | needed, config.treename)
         for start in range(0, len(jets), batch_size):
             part = jets[start : start + batch_size]
             inputs = tuple(torch.from_numpy(x) for x in tagger.inputs(part).values())
-            labels = _build_new_variables(ak.to_packed(part[sorted(needed)]), new_variables)[label]
+            labels = add_variables(part[sorted(needed)], new_variables)[label]
             yield inputs, ak.to_numpy(labels)
 
 
@@ -240,7 +243,7 @@ class Comparison:
         ``--network-option`` pairs of the training.
     method : str
     qat : bool
-        Fine-tune the network for int8, see :func:`jetzoo.quantization.fine_tune`.
+        Fine-tune the network for int8, see :func:`jetzoo.int8.tuning.fine_tune`.
     """
 
     def __init__(
@@ -249,13 +252,12 @@ class Comparison:
         output = Path(output)
         tables.writable_folder(output.parent)
         self.classes = list(data_config.label_value)
-        prepare = quantization.fine_tune if qat else quantization.quantize
-        quantized = prepare(model, jets, method, "cpu")
+        quantized = accelerate(model, "int8", "cpu", jets, method, fine_tune=qat)
         self.both = SideBySide(model, quantized, tuple(x[:64] for x in jets))
         self.labels, self.scores = [], ([], [])
         self.found = {"network": str(network), "method": method, "qat": qat}
         self.paths = output, output.with_suffix(".json")
-        quantization.save(quantized, output, network, data_config, options)
+        int8_file.save(quantized, output, network, data_config, options)
         file = io.BytesIO()
         torch.save(model.state_dict(), file)
         self.megabytes = file.tell() / 1e6, output.stat().st_size / 1e6
@@ -290,7 +292,7 @@ def compare(tagger, files, calibration, output, network, options=None, method="s
 
     Parameters
     ----------
-    tagger : jetzoo.zoo.Tagger
+    tagger : jetzoo.tagger.Tagger
         On the CPU.
     files : sequence of str or Path
         Labelled jets to compare on.
@@ -326,61 +328,6 @@ def compare(tagger, files, calibration, output, network, options=None, method="s
             comparison.add(labels, comparison.both(*inputs).softmax(1).numpy())
             progress.update(len(labels))
     return comparison
-
-
-def weaver_loop(evaluate_classification, settings, options):
-    """weaver's evaluation loop, which compares both forms when it predicts the test jets.
-
-    Parameters
-    ----------
-    evaluate_classification : callable
-        weaver's own.
-    settings : dict
-        ``method``, ``network``, ``calibration`` (patterns of files), ``output`` (folder), ``qat``.
-    options : dict
-        Of the network.
-    """
-    comparison = None
-
-    def run(model, test_loader, dev, epoch, for_training=True, **arguments):
-        nonlocal comparison
-        if for_training:
-            return evaluate_classification(model, test_loader, dev, epoch, **arguments)
-        config = test_loader.dataset.config
-        if comparison is None:
-            model = unwrap_model(model)
-            files = [f for x in settings["calibration"] for f in sorted(glob.glob(x))]
-            jets = calibration_jets(zoo.Tagger(model, config), files, many=settings["qat"])
-            comparison = Comparison(
-                model,
-                config,
-                jets,
-                Path(settings["output"]) / "net_int8.pt",
-                settings["network"],
-                options,
-                settings["method"],
-                settings["qat"],
-            )
-        # On the CPU, wherever the network was trained.
-        result = evaluate_classification(
-            comparison.both, test_loader, "cpu", epoch, for_training=False, **arguments
-        )
-        _, scores, labels, _ = result
-        comparison.add(labels[config.label_names[0]], scores)
-        groups = arguments.get("extra_args", {})
-        # weaver predicts one group of files after the other: those of JetClass are the classes.
-        if groups.get("name") == list(groups.get("test_loaders", {None: None}))[-1]:
-            show(comparison)
-        return result
-
-    def evaluate_or_exit(*args, **kwargs):
-        try:
-            return run(*args, **kwargs)
-        except UserError as error:
-            print(f"jetzoo: {error}", file=sys.stderr)
-            raise SystemExit(2) from error
-
-    return evaluate_or_exit
 
 
 def show(comparison):

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jetzoo import UserError, tables, zoo
-from jetzoo.comparison import calibration_jets
-from jetzoo.quantization import QuantizedNetwork
+from jetzoo import UserError, tables
+
+from .comparison import calibration_jets
+from .repository import network_module
+from .tagger import load
 
 # The exporter of PyTorch that works on traces knows everything that the networks do from here on.
 OPSET = 17
@@ -53,8 +55,8 @@ def export(network, checkpoint, data_config, path, int8=False, calibration=None,
         raise UserError(
             f"The export needs {error.name}: pip install -c constraints.txt -e '.[export]'."
         ) from error
-    tagger = zoo.load(network, checkpoint, data_config, "cpu", **options)
-    if isinstance(tagger.model, QuantizedNetwork):
+    tagger = load(network, checkpoint, data_config, "cpu", **options)
+    if getattr(tagger.model, "is_int8", False):
         raise UserError(f"{checkpoint} is in int8 already: export the weights it was made from.")
     jets = calibration_jets(tagger, calibration) if calibration else None
     tables.writable_folder(Path(path).parent)
@@ -70,7 +72,7 @@ def export(network, checkpoint, data_config, path, int8=False, calibration=None,
 
 
 def _export(tagger, network, path, options):
-    model, info = zoo.network_module(network).get_model(
+    model, info = network_module(network).get_model(
         tagger.data_config, for_inference=True, **options
     )
     model.load_state_dict(tagger.model.state_dict())
@@ -92,7 +94,7 @@ def quantize(source, path, jets=None):
     """Write the int8 form of an ONNX file, by onnxruntime's quantizer.
 
     Matrix products and convolutions with a weight of at least 16 inputs and outputs are in int8,
-    one scale per output channel; the others, as in :func:`jetzoo.quantization.stays_float`, and
+    one scale per output channel; the others, as in :func:`jetzoo.int8.quantize.stays_float`, and
     the products between activations stay in float32.
 
     Parameters

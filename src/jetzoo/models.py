@@ -11,10 +11,8 @@ from pathlib import Path
 
 import torch
 
-from jetzoo import UserError, tables
-from jetzoo.zoo import REPOSITORY
-
-FOLDER = REPOSITORY / "models"
+from jetzoo import UserError, repository, tables
+from jetzoo.style import NAMES
 
 # The same files on two branches of their history; the git blob ids below decide.
 PUBLISHED_URLS = tuple(
@@ -80,7 +78,7 @@ def read_cards():
     dict of str to dict
         By name of the model; empty where there is no ``models.json``.
     """
-    path = FOLDER / "models.json"
+    path = repository.models() / "models.json"
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -115,7 +113,7 @@ def add(run):
     except OSError as error:
         raise UserError(f"{run} is not a finished run: there is no {error.filename}.") from error
     name = card_name(record)
-    path = tables.writable_folder(FOLDER) / f"{name}.pt"
+    path = _own_folder() / f"{name}.pt"
     with tables.atomic(path) as partial:
         torch.save({key: half(value) for key, value in state.items()}, partial)
     card = {
@@ -128,11 +126,17 @@ def add(run):
         "sha256": sha256(path),
     }
     cards = dict(sorted({**read_cards(), name: card}.items()))
-    with tables.atomic(FOLDER / "models.json") as partial:
+    with tables.atomic(path.with_name("models.json")) as partial:
         partial.write_text(json.dumps(cards, indent=1) + "\n")
-    with tables.atomic(FOLDER / "README.md") as partial:
+    with tables.atomic(path.with_name("README.md")) as partial:
         partial.write_text(render(cards))
     return path
+
+
+def _own_folder():
+    if repository.checkout() is None:
+        raise UserError("Models are added to a checkout of the project, not to an installed one.")
+    return tables.writable_folder(repository.models())
 
 
 def half(tensor):
@@ -187,8 +191,6 @@ def rejection_text(row):
 
 def against_text(row):
     """``(quark against gluon at 50%)``."""
-    from jetzoo.evaluate import NAMES
-
     signal, background = (
         name.removeprefix("label_") if name.startswith("label_") else NAMES[name]
         for name in (row["signal"], row["background"])
@@ -203,7 +205,7 @@ def status(name, card):
     -------
     {'ok', 'missing', 'damaged'}
     """
-    path = FOLDER / f"{name}.pt"
+    path = repository.models() / f"{name}.pt"
     if not path.is_file():
         return "missing"
     return "ok" if sha256(path) == card["sha256"] else "damaged"
@@ -230,7 +232,7 @@ def find(name):
     """
     published, cards = name.removeprefix("published/"), read_cards()
     if name != published and published in PUBLISHED:
-        path = FOLDER / "published" / f"{published}.pt"
+        path = repository.published_models() / f"{published}.pt"
         if not path.is_file():
             raise UserError(f"There is no {path}: jetzoo models --fetch {published} downloads it.")
         network, data_config = _published(published)
@@ -241,8 +243,8 @@ def find(name):
             f"{', '.join(cards) or 'none'}."
         )
     if (found := status(name, cards[name])) != "ok":
-        raise UserError(f"{FOLDER / name}.pt is {found}; git restores it.")
-    return cards[name]["network"], FOLDER / f"{name}.pt", cards[name]["data_config"]
+        raise UserError(f"{repository.models() / name}.pt is {found}; git restores it.")
+    return cards[name]["network"], repository.models() / f"{name}.pt", cards[name]["data_config"]
 
 
 def fetch(name):
@@ -256,7 +258,7 @@ def fetch(name):
     Returns
     -------
     Path
-        ``models/published/NAME.pt``, state dict with keys ``mod.*``.
+        ``NAME.pt`` in :func:`jetzoo.repository.published_models`, state dict with keys ``mod.*``.
 
     Raises
     ------
@@ -267,7 +269,7 @@ def fetch(name):
 
     if name not in PUBLISHED:
         raise UserError(f"There is no published {name!r}; published are {', '.join(PUBLISHED)}.")
-    path = tables.writable_folder(FOLDER / "published") / f"{name}.pt"
+    path = tables.writable_folder(repository.published_models()) / f"{name}.pt"
     datasets.fetch(
         path, [f"{url}/{name}.pt" for url in PUBLISHED_URLS], PUBLISHED[name], git_blob_id
     )
@@ -303,7 +305,7 @@ def table():
         auc, size = f"{card['metrics']['auc']:.4f}", f"{card['bytes'] / 1e6:.1f}"
         result.add_row(name, auc, size, state)
     for name, blob in PUBLISHED.items():
-        path = FOLDER / "published" / f"{name}.pt"
+        path = repository.published_models() / f"{name}.pt"
         state = "to fetch"
         if path.is_file():
             state = "ok" if git_blob_id(path) == blob else "damaged"

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from jetzoo import evaluate, tables
+from jetzoo import tables
+from jetzoo.style import STYLE
 
 DPI = 130
 
@@ -46,7 +47,7 @@ def draw(panels):
     for panel in panels:
         for kind in ("png", "pdf"):
             buffer = io.BytesIO()
-            with mpl.rc_context(evaluate.STYLE):
+            with mpl.rc_context(STYLE):
                 panel.figure.savefig(buffer, format=kind, dpi=DPI)
             contents[f"{panel.name}.{kind}"] = buffer.getvalue()
             panel.figure.set_layout_engine("none")  # found once, it serves both

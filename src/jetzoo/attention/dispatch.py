@@ -2,17 +2,18 @@
 
 import functools
 import logging
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .flash import flash_attn
-from .flex import flex
-from .jagged import available, jagged
-from .reference import reference
+from .backends import BACKENDS, check_backend
+from .jagged import available
 
 _logger = logging.getLogger("jetzoo")
+_watcher = ContextVar("watcher", default=None)
 
 # cuDNN is left out: with a float32 bias and bf16 queries its result is silently wrong.
 SDPA_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -29,37 +30,6 @@ def sdpa(q, k, v, *, bias=None, mask=None, dropout_p=0.0):
         with sdpa_kernel(SDPA_KERNELS):
             return F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p)
     return F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p)
-
-
-def triton(q, k, v, **options):
-    """The kernels of this project; imported on first use, because Triton may be absent."""
-    try:
-        from .triton_kernel import triton_attention
-    except ImportError as error:
-        raise ValueError("the triton backend needs the triton package") from error
-    return triton_attention(q, k, v, **options)
-
-
-BACKENDS = {
-    "reference": reference,
-    "sdpa": sdpa,
-    "jagged": jagged,
-    "flex": flex,
-    "triton": triton,
-    "flash_attn": flash_attn,
-}
-
-
-def check_backend(name, bias=False):
-    """Raise a ValueError unless attention has the backend, with a bias if there is one."""
-    if name != "auto" and name not in BACKENDS:
-        raise ValueError(
-            f"unknown attention backend {name!r}; choose from auto, {', '.join(BACKENDS)}"
-        )
-    if bias and name == "flash_attn":
-        raise ValueError(
-            "the flash_attn backend takes no pair bias; set pair_bias=False or choose triton"
-        )
 
 
 def choose_backend(q, k, bias=None, dropout_p=0.0):
@@ -109,14 +79,12 @@ def attention(q, k, v, *, bias=None, mask=None, dropout_p=0.0, backend="auto"):
         Added to q.k / sqrt(d): the pair interaction of arXiv 2202.03772, eq. 4.
     mask : Tensor of bool, (B, S), optional
         True for the keys that exist. A row without any gives zeros. With L = S it is
-        self-attention: rows of queries that do not exist have no meaning, and may be skipped.
+        self-attention: rows of queries that do not exist are undefined, and may be skipped.
     dropout_p : float
         Dropout on the attention weights.
-    backend : {"auto", "reference", "sdpa", "jagged", "flex", "triton", "flash_attn"}
-        "auto" picks by device, dtype, bias and length, and logs what it picked when it does so
-        for the first time. "reference" is the truth in any floating dtype; "sdpa" is PyTorch's
-        own; "jagged" goes jet by jet, in C++, for CPUs; "flex" is FlexAttention, without dropout;
-        "triton" is this project's kernel; "flash_attn" is the package, without bias.
+    backend : str
+        A row of :data:`jetzoo.attention.backends.BACKENDS`, or "auto", which picks one by device,
+        dtype, bias and length, and logs what it picked when it does so for the first time.
 
     Returns
     -------
@@ -132,4 +100,53 @@ def attention(q, k, v, *, bias=None, mask=None, dropout_p=0.0, backend="auto"):
         if not torch.compiler.is_compiling():
             _log_choice(q.device.type, backend)
     check_backend(backend)
-    return BACKENDS[backend](q, k, v, bias=bias, mask=mask, dropout_p=dropout_p)
+    function = _function(backend)
+    if not torch.compiler.is_compiling():
+        _check(BACKENDS[backend], backend, q, k, v, bias, dropout_p)
+        if (watcher := _watcher.get()) is not None:
+            watcher(backend, q, k, bias, mask)
+    return function(q, k, v, bias=bias, mask=mask, dropout_p=dropout_p)
+
+
+def _function(backend):
+    try:
+        return BACKENDS[backend].load()
+    except ImportError as error:
+        raise ValueError(
+            f"the {backend} backend needs the package {BACKENDS[backend].package}: "
+            f"{BACKENDS[backend].install}"
+        ) from error
+
+
+def _check(row, name, q, k, v, bias, dropout_p):
+    if bias is not None and not row.bias:
+        raise ValueError(f"the {name} backend takes no bias; {row.instead} does")
+    if dropout_p and not row.dropout:
+        raise ValueError(f"the {name} backend has no dropout; set attn_dropout=0 or use triton")
+    if str(q.dtype).removeprefix("torch.") not in row.dtypes or q.device.type not in row.devices:
+        raise ValueError(
+            f"the {name} backend computes in {', '.join(row.dtypes)} on {' or '.join(row.devices)},"
+            f" not in {q.dtype} on {q.device.type}"
+        )
+    tensors = (q, k, v) if bias is None else (q, k, v, bias)
+    trains = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    if trains and not row.cpu_gradients and q.device.type == "cpu":
+        raise ValueError(
+            f"the {name} backend has no gradients on the CPU; train with {row.instead} there"
+        )
+
+
+@contextmanager
+def watched(watcher):
+    """While open, a function is told about every call of :func:`attention` in this context.
+
+    Parameters
+    ----------
+    watcher : callable
+        ``watcher(backend, q, k, bias, mask)``.
+    """
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)

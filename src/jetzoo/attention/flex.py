@@ -13,11 +13,6 @@ def _compiled():
 
 def flex(q, k, v, *, bias=None, mask=None, dropout_p=0.0):
     """FlexAttention, compiled on a GPU and slow elsewhere, see :func:`jetzoo.attention`."""
-    if dropout_p:
-        raise ValueError("the flex backend has no dropout; set attn_dropout=0 or use triton")
-    inputs = (q, k, v) if bias is None else (q, k, v, bias)
-    if not q.is_cuda and torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-        raise ValueError("the flex backend has no gradients on the CPU; train with sdpa there")
 
     def score_mod(score, b, h, i, j):
         if bias is not None:

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from jetzoo import UserError, evaluate
+from jetzoo import UserError
 from jetzoo.attention.reference import weights as attention_weights
+from jetzoo.metrics.numbers import evaluate
 
 from .measures import keep_top
 from .recorder import replaced, sites, transformer
@@ -79,7 +80,7 @@ def ablate(tagger, jets, *, batch_size=64):
 
     Parameters
     ----------
-    tagger : jetzoo.zoo.Tagger
+    tagger : jetzoo.tagger.Tagger
     jets : ak.Array of records, (num_jets,)
         With labels.
     batch_size : int
@@ -87,7 +88,7 @@ def ablate(tagger, jets, *, batch_size=64):
     Returns
     -------
     list of (Ablation, dict)
-        With the metrics of :func:`jetzoo.evaluate.evaluate`; the first is the network as it is.
+        With the metrics of :func:`jetzoo.metrics.numbers.evaluate`; the first is the network as it is.
 
     Raises
     ------
@@ -124,7 +125,7 @@ def ablate(tagger, jets, *, batch_size=64):
                 bar.update(len(part))
     labels = np.concatenate(labels)
     return [
-        (change, evaluate.evaluate(labels, np.concatenate(found), tagger.classes))
+        (change, evaluate(labels, np.concatenate(found), tagger.classes))
         for change, found in zip(changes, scores, strict=True)
     ]
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from jetzoo.evaluate import NAMES, OKABE_ITO, STYLE
+from jetzoo.style import NAMES, OKABE_ITO, STYLE
 
 from .ablation import AUC_LOSS, TOP, smallest_k
 from .measures import class_importance

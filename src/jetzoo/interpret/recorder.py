@@ -9,7 +9,8 @@ import torch
 from jetzoo import UserError
 from jetzoo.attention.reference import scores as attention_scores
 from jetzoo.attention.reference import weights as attention_weights
-from jetzoo.layers import Attention, ParticleTransformer
+from jetzoo.nn.blocks import Attention
+from jetzoo.nn.transformer import ParticleTransformer
 
 
 @dataclass
@@ -59,7 +60,7 @@ def sites(model):
     Returns
     -------
     dict
-        :class:`Site` to :class:`jetzoo.layers.Attention`.
+        :class:`Site` to :class:`jetzoo.nn.blocks.Attention`.
     """
     core = transformer(model)
     if core is None:

@@ -98,7 +98,7 @@ def explain(
 
     Parameters
     ----------
-    tagger : jetzoo.zoo.Tagger
+    tagger : jetzoo.tagger.Tagger
     network : str or Path
         The network file of the tagger.
     files : sequence of str or Path

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from weaver.utils.data.preprocess import _build_new_variables
 
-from jetzoo import UserError, tables, zoo
-from jetzoo.packing import pt_order
+from jetzoo import UserError, tables
+from jetzoo.data_config import dependencies
+from jetzoo.nn.packing import pt_order
 
 # Columns part_is<type>, in the order of the numbers of `Batch.types`.
 TYPES = ("ChargedHadron", "NeutralHadron", "Photon", "Electron", "Muon")
@@ -60,7 +61,7 @@ def read_jets(tagger, files, selection=None):
 
     Parameters
     ----------
-    tagger : jetzoo.zoo.Tagger
+    tagger : jetzoo.tagger.Tagger
     files : sequence of str or Path
     selection : int or sequence of int, optional
         The first so many jets, or the indices of some, counted through all files.
@@ -104,7 +105,7 @@ def read_jets(tagger, files, selection=None):
 
 
 def _label_variables(tagger):
-    return zoo._dependencies(tagger.data_config, tagger.data_config.label_names)
+    return dependencies(tagger.data_config, tagger.data_config.label_names)
 
 
 def batches(tagger, jets, batch_size=64, num_subjets=None):
@@ -112,7 +113,7 @@ def batches(tagger, jets, batch_size=64, num_subjets=None):
 
     Parameters
     ----------
-    tagger : jetzoo.zoo.Tagger
+    tagger : jetzoo.tagger.Tagger
     jets : ak.Array of records, (num_jets,)
         From :func:`read_jets`.
     batch_size : int

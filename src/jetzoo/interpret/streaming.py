@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from jetzoo import zoo
+from jetzoo.repository import network_module
 
 from . import measures
 from .recorder import record
@@ -299,7 +299,7 @@ def study(tagger, jets, *, draw=(), untrained=None, batch_size=64, num_subjets=N
 
     Parameters
     ----------
-    tagger : jetzoo.zoo.Tagger
+    tagger : jetzoo.tagger.Tagger
     jets : ak.Array of records, (num_jets,)
         From :func:`read_jets`.
     draw : sequence of int
@@ -382,8 +382,8 @@ def initial(network, tagger, jets, seed=0, **options):
     Parameters
     ----------
     network : str or Path
-        See :func:`jetzoo.zoo.load`.
-    tagger : jetzoo.zoo.Tagger
+        See :func:`jetzoo.tagger.load`.
+    tagger : jetzoo.tagger.Tagger
     jets : ak.Array of records
         They give the batch norms their means and widths, as the first batch of a training does.
     seed : int
@@ -397,7 +397,7 @@ def initial(network, tagger, jets, seed=0, **options):
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, _ = zoo.network_module(network).get_model(tagger.data_config, **options)
+        model, _ = network_module(network).get_model(tagger.data_config, **options)
     model = model.to(tagger.device)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -5,7 +5,7 @@ import copy
 from torch import nn
 
 from jetzoo import UserError
-from jetzoo.attention.dispatch import BACKENDS
+from jetzoo.attention.backends import BACKENDS
 
 CALIBRATION = 512  # jets, of int8
 

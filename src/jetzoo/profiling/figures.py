@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
-from jetzoo.evaluate import OKABE_ITO
 from jetzoo.interpret.figures import styled
+from jetzoo.style import OKABE_ITO
 
 from .loading import KINDS as LOADER_KINDS
 from .loading import WORKERS

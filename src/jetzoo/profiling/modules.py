@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from jetzoo.attention.dispatch import BACKENDS
+from jetzoo.attention.dispatch import watched
+from jetzoo.modules import only_looks
 
 from .timers import FLOP_FORMULAS, synchronize
 
@@ -130,8 +131,12 @@ class Watch:
         self.sequence = [(-1, NETWORK)]  # (number of the next node, module that makes it)
         for name, module in self.modules:
             self.handles += [
-                module.register_forward_pre_hook(lambda *_, n=name: self._enter_module(n)),
-                module.register_forward_hook(lambda m, x, _, n=name: self._leave_module(n, m, x)),
+                module.register_forward_pre_hook(
+                    only_looks(lambda *_, n=name: self._enter_module(n))
+                ),
+                module.register_forward_hook(
+                    only_looks(lambda m, x, _, n=name: self._leave_module(n, m, x))
+                ),
             ]
         return self
 
@@ -319,28 +324,19 @@ class Tally(Watch, TorchDispatchMode):
                 for stage, value in counted.items() if by_stage else [("", counted)]:
                     getattr(self, counter)[f"{name}.{stage}" if by_stage else name] += value
 
-    @contextlib.contextmanager
-    def jagged(self):
+    def count_attention(self, backend, q, k, bias, mask):
         """Count the attention that works jet by jet outside of PyTorch, by its formula."""
-        kernel = BACKENDS["jagged"]
-
-        def counting(q, k, v, *, bias=None, mask=None, dropout_p=0.0):
-            keys = torch.full((len(k),), k.shape[2]) if mask is None else mask.sum(1)
-            own = mask is not None and q.shape[2] == k.shape[2]
-            pairs = int((keys * (keys if own else q.shape[2])).sum())
-            # Products with k and v; backward again that with k, and two gradients of each.
-            trains = torch.is_grad_enabled() and q.requires_grad
-            name = self.stack[-1].name if self.stack else NETWORK
-            self.flops[name] += (7 if trains else 2) * 2 * pairs * q.shape[1] * q.shape[3]
-            tensors = (q, k, v, q) + (() if bias is None else (bias,))
-            self.bytes_moved[name] += (3 if trains else 1) * sum(map(_nbytes, tensors))
-            return kernel(q, k, v, bias=bias, mask=mask, dropout_p=dropout_p)
-
-        BACKENDS["jagged"] = counting
-        try:
-            yield
-        finally:
-            BACKENDS["jagged"] = kernel
+        if backend != "jagged":
+            return
+        keys = torch.full((len(k),), k.shape[2]) if mask is None else mask.sum(1)
+        own = mask is not None and q.shape[2] == k.shape[2]
+        pairs = int((keys * (keys if own else q.shape[2])).sum())
+        # Products with k and v; backward again that with k, and two gradients of each.
+        trains = torch.is_grad_enabled() and q.requires_grad
+        name = self.stack[-1].name if self.stack else NETWORK
+        self.flops[name] += (7 if trains else 2) * 2 * pairs * q.shape[1] * q.shape[3]
+        tensors = (q, k, k, q) + (() if bias is None else (bias,))
+        self.bytes_moved[name] += (3 if trains else 1) * sum(map(_nbytes, tensors))
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -490,7 +486,7 @@ def single_thread():
 
 def tally(step):
     """Run a step once and count; see :class:`Tally`."""
-    with single_thread(), Tally(step) as counted, counted.jagged():
+    with single_thread(), Tally(step) as counted, watched(counted.count_attention):
         step(counted)
     return counted
 

@@ -11,16 +11,17 @@ import awkward as ak
 import torch
 from tqdm import tqdm
 
-from jetzoo import UserError, tables, zoo
+from jetzoo import UserError, repository, tables
 from jetzoo import page as pages
 from jetzoo.interpret.sample import read_jets, true_labels
+from jetzoo.tagger import load, untrained
 
 from . import configurations, figures, loading
 from .modules import NETWORK, PARTS, STEP, Step, Timer, Trace, single_thread, tally, trace
 from .rows import Row, merge, seconds_by
 from .timers import Limits, machine_limits, machine_stamp, median_and_spread, synchronize
 
-SAMPLE = zoo.REPOSITORY / "data" / "samples" / "QuarkGluon" / "test_file_0.parquet"
+SAMPLE = repository.sample_jets()
 DATA_CONFIG = "QuarkGluon/qg_kin"
 
 INFERENCE, TRAINING = "inference", "training step"
@@ -460,9 +461,9 @@ def profile(
     configurations.check_names(names, trains)
     torch.manual_seed(0)
     if checkpoint is None:
-        tagger = zoo.untrained(network, data_config, device, **options)
+        tagger = untrained(network, data_config, device, **options)
     else:
-        tagger = zoo.load(network, checkpoint, data_config, device, **options)
+        tagger = load(network, checkpoint, data_config, device, **options)
     jets, notes = read_batch(tagger, files, batch_size)
     if checkpoint is None:
         notes.append("The weights are random.")
@@ -474,9 +475,9 @@ def profile(
 
     def rebuild(**changes):
         try:
-            return zoo.network_module(network).get_model(tagger.data_config, **(options | changes))[
-                0
-            ]
+            return repository.network_module(network).get_model(
+                tagger.data_config, **(options | changes)
+            )[0]
         except ValueError as error:
             raise UserError(str(error)) from error
 
@@ -516,7 +517,7 @@ def profile(
         )
     found = None
     if with_loading:
-        path = zoo._resolve(data_config, "data", ".yaml", "data config")
+        path = repository.data_config(data_config)
         found = loading.measure(files, path, len(jets))
     about = {
         "network": str(network),

@@ -13,7 +13,7 @@ import torch
 
 
 def pt_order(lorentz_vectors, mask):
-    """Sorting key that puts particles in order of falling pT, the padding last.
+    """Sorting key that puts particles in order of descending pT, the padding last.
 
     Parameters
     ----------
@@ -30,19 +30,21 @@ def pt_order(lorentz_vectors, mask):
 
 
 class Padded:
-    """All positions, as given or in falling order of a key.
+    """All positions, as given or in descending order of a key.
 
     Parameters
     ----------
     mask : Tensor of bool, (B, 1, N)
     key : Tensor, (B, N), optional
-        Particles are put in falling order of this key.
+        Particles are put in descending order of this key.
 
     Attributes
     ----------
     mask : Tensor of bool, (B, N)
         True for the real particles of the padded form.
     """
+
+    is_packed = False
 
     def __init__(self, mask, key=None):
         self.mask = mask[:, 0]
@@ -89,6 +91,8 @@ class Packed:
         in the flattened (B, n, n) matrices.
     """
 
+    is_packed = True
+
     mask: torch.Tensor
     source: torch.Tensor
     target: torch.Tensor
@@ -133,7 +137,7 @@ def pack(mask, key=None, with_pairs=False):
     ----------
     mask : Tensor of bool, (B, 1, N)
     key : Tensor, (B, N), optional
-        Within each jet, particles are put in falling order of this key.
+        Within each jet, particles are put in descending order of this key.
     with_pairs : bool
 
     Returns
@@ -170,3 +174,9 @@ def _pairs(mask, target):
     token = torch.zeros(mask.numel(), dtype=torch.long, device=mask.device)
     token[target] = torch.arange(len(target), device=mask.device)
     return token[row], token[jet * length + column], ij, ji
+
+
+def mean_over_particles(x, layout):
+    """Mean of tokens (..., D) over the real particles of each jet, (B, D); zero without any."""
+    real = layout.mask.unsqueeze(2)  # (B, n, 1)
+    return layout.pad(x).masked_fill(~real, 0).sum(1) / real.sum(1).clamp(min=1)

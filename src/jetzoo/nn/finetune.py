@@ -28,6 +28,10 @@ class FineTune(nn.Module):
         self.for_inference = for_inference
         self.add_module(name, layer)
 
+    def core_and_head(self):
+        """Return the backbone and the new layer that follows it."""
+        return self.mod, self.get_submodule(self.name)
+
     def forward(self, points, features, lorentz_vectors, mask):
         """(B, 2, N), (B, C, N), (B, 4, N) and (B, 1, N) to (B, num_classes)."""
         x = self.mod(points, features, lorentz_vectors, mask)

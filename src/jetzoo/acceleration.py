@@ -1,0 +1,128 @@
+"""The conductor of inference: freeze, fold, put into int8, lower to kernels, in this order.
+
+:func:`accelerate` is ``jetzoo.accelerate``.
+"""
+
+import logging
+
+import torch
+from torch import nn
+
+from jetzoo import UserError
+
+from .engine.folding import fold, freeze
+from .int8.quantize import check_device, check_method, quantize
+from .int8.tuning import fine_tune as fine_tuned
+from .native import part as native_part
+
+logger = logging.getLogger("jetzoo")
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
+
+
+def accelerate(
+    model, precision="fp32", device=None, calibration=None, method="static", fine_tune=False
+):
+    """Rewrite a network for the fastest inference with the same answers.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A network of the zoo. It is read now and left as it is: later changes of its weights do not
+        change what is returned.
+    precision : {"fp32", "bf16", "int8"}
+        Of the matrix products. Kinematics, norms and softmax stay in float32.
+    device : str or torch.device, optional
+        By default that of the model.
+    calibration : tuple of Tensor, iterable or DataLoader, optional
+        Jets for int8, see :func:`jetzoo.int8.quantize.quantize`.
+    method : {"static", "dynamic", "weight-only"}
+        Of int8.
+    fine_tune : bool
+        Fine-tune the network for int8 first, see :func:`jetzoo.int8.tuning.fine_tune`.
+
+    Returns
+    -------
+    Accelerated
+        Called as the network itself: ``(points, features, lorentz_vectors, mask) -> logits
+        (B, num_classes)``. Batch sizes and lengths may change from call to call. If the engine
+        does not know the network, this runs a copy of it as it is, and a warning is logged.
+
+    Raises
+    ------
+    ValueError
+        If the precision is unknown.
+    UserError
+        If int8 is not possible as asked for.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision == "int8":
+        check_method(method)
+        check_device(device or next(model.parameters()).device)
+    frozen = freeze(model, device)
+    if precision == "int8" and fine_tune:
+        if calibration is None:
+            raise UserError("Fine-tuning for int8 needs jets: give calibration=.")
+        return lower(fine_tuned(frozen, calibration, method))
+    network = fold(frozen, PRECISIONS[precision])
+    if network is None:
+        network = frozen
+        if precision != "int8":
+            name = type(frozen).__name__
+            logger.warning("no fast form of %s: it runs as it is, in float32", name)
+    if precision == "int8":
+        network = quantize(network, calibration, method)
+    return lower(network)
+
+
+def lower(network):
+    """Hand a folded network to this project's own kernels where they can run it.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Folded, or a :class:`jetzoo.int8.quantize.QuantizedNetwork`.
+
+    Returns
+    -------
+    Accelerated
+    """
+    core = getattr(getattr(network, "engine", network), "network", None)
+    if not hasattr(core, "cls_mixers") or core.cls_token.is_cuda:
+        return Accelerated(network)
+    reason = native_part.obstacle(core)
+    if reason is None:
+        return Accelerated(network, native_part.NativePart(core).eval())
+    logger.info("ParT runs in PyTorch, not in the kernels for CPUs: %s", reason)
+    return Accelerated(network)
+
+
+class Accelerated(nn.Module):
+    """A network rewritten for inference, in eval mode and without gradients.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Folded, or in int8.
+    kernels : nn.Module, optional
+        The same network in this project's own kernels, which then run in its place.
+
+    Attributes
+    ----------
+    network, kernels
+    is_int8 : bool
+    """
+
+    def __init__(self, network, kernels=None):
+        super().__init__()
+        self.network = network
+        self.kernels = kernels
+        self.is_int8 = hasattr(network, "method")
+        self.eval()
+
+    def forward(self, points, features, lorentz_vectors, mask):
+        """(B, 2, N), (B, C, N), (B, 4, N) and (B, 1, N) to (B, num_classes)."""
+        run = self.network if self.kernels is None else self.kernels
+        with torch.no_grad():
+            return run(points, features, lorentz_vectors, mask)

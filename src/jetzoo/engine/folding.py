@@ -1,0 +1,106 @@
+"""Folding: a trained network rewritten for inference, with the same logits.
+
+Jets are sorted by length and cut into micro-batches that stay in the cache of a CPU (on a GPU, into
+few large ones), so that hardly any padding is computed and memory does not grow with the batch. The
+pair interaction is computed for one triangle of the pairs, in blocks. Batch norms, the affine part
+and the centring of layer norms, ``c_attn`` and 1/sqrt(d) are folded into neighbouring matrices. A
+class token looks at the particles through two small matrices per jet, in place of projections of
+all particles.
+"""
+
+import copy
+import logging
+
+import torch
+from torch import nn
+
+from ..modules import unmodified
+from .batching import TOKENS, MicroBatches
+from .transformer import FoldedTransformer
+
+logger = logging.getLogger("jetzoo")
+
+
+def freeze(model, device=None):
+    """Copy a network for inference: in eval mode, in float32, without gradients.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Left as it is.
+    device : str or torch.device, optional
+        By default that of the model.
+
+    Returns
+    -------
+    nn.Module
+    """
+    device = torch.device(device or next(model.parameters()).device)
+    return copy.deepcopy(model).to(device).float().eval().requires_grad_(False)
+
+
+def fold(frozen, dtype=torch.float32):
+    """Rewrite a frozen network for inference.
+
+    Parameters
+    ----------
+    frozen : nn.Module
+        See :func:`freeze`; the folded network may share its parameters.
+    dtype : torch.dtype
+        Of the matrix products.
+
+    Returns
+    -------
+    nn.Module or None
+        None if there is no fast form of the network; the reason is logged.
+    """
+    core, head = frozen, nn.Identity()
+    if hasattr(frozen, "core_and_head") and _computes_as_owner(frozen, "core_and_head"):
+        core, head = frozen.core_and_head()
+    if hasattr(core, "cls_blocks"):
+        modified = [module for module, kind in core.parts() if not unmodified(module, kind)]
+        if not modified:
+            return MicroBatches(FoldedTransformer(core, head, dtype)).eval()
+        logger.info("no folding: %s computes something else", _names(core, modified))
+    if getattr(core, "micro_batched", False):
+        return MicroBatches(MicroBatched(frozen, dtype)).eval()
+    return None
+
+
+def _names(core, modules):
+    names = {id(module): name or "the network" for name, module in core.named_modules()}
+    return ", ".join(names[id(module)] for module in modules[:3])
+
+
+class MicroBatched(nn.Module):
+    """A network nearly as it is, in micro-batches.
+
+    Parameters
+    ----------
+    network : nn.Module
+        In eval mode. Modules of it with a method ``fold`` are folded.
+    dtype : torch.dtype
+        Of the matrix products.
+    """
+
+    def __init__(self, network, dtype):
+        super().__init__()
+        modules = list(network.modules())
+        for module in modules if all(unmodified(m, type(m)) for m in modules) else ():
+            if hasattr(module, "fold") and _computes_as_owner(module, "fold"):
+                module.fold()
+        self.network = network
+        self.dtype = dtype
+        self.tokens = TOKENS[next(network.parameters()).device.type]
+
+    def forward(self, points, features, lorentz_vectors, mask):
+        """(b, 2, n), (b, C, n), (b, 4, n) and a mask of bool, (b, n), to (b, num_classes)."""
+        with torch.autocast(mask.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            logits = self.network(points, features, lorentz_vectors, mask[:, None])
+        return logits.float()
+
+
+def _computes_as_owner(module, method):
+    """Whether a module computes as the class that defines a method, and its layers as theirs."""
+    owner = next(cls for cls in type(module).__mro__ if method in vars(cls))
+    return unmodified(module, owner)

@@ -1,0 +1,208 @@
+"""The layers of a Particle Transformer with norms and scales folded into their matrices."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import sdpa_kernel
+
+from ..attention.dispatch import SDPA_KERNELS
+from ..nn.kinematics import cylindrical, pair_features
+from .dense import Dense, fold_batch_norm, fold_norm, fold_output, inverse_std, standardise
+
+# Pairs of a block. On a CPU the activations, 64 wide, should stay in the second-level cache; on a
+# GPU there should be enough of them to fill it.
+PAIRS = {"cpu": 4096, "cuda": 2**20}
+
+# Up to this length the scores of all pairs of a jet stay in the cache of a CPU.
+SHORT = 192
+
+
+class FoldedEmbed(nn.Module):
+    """:class:`jetzoo.nn.embed.Embed`."""
+
+    def __init__(self, embed, dtype):
+        super().__init__()
+        scale, shift = fold_batch_norm(embed.input_bn)
+        self.register_buffer("scale", scale.float())
+        self.register_buffer("shift", shift.float())
+        norms, linears = embed.embed[0::3], embed.embed[1::3]
+        self.eps = [norm.eps for norm in norms]
+        self.layers = nn.ModuleList(
+            Dense(*fold_norm(norm, linear.weight, linear.bias), dtype, gelu=True)
+            for norm, linear in zip(norms, linears, strict=True)
+        )
+
+    def forward(self, x):
+        """(..., C) to (..., D)."""
+        x = torch.addcmul(self.shift, x, self.scale)
+        for eps, layer in zip(self.eps, self.layers, strict=True):
+            x = layer(standardise(x, eps))
+        return x.float()
+
+
+class FoldedPairEmbed(nn.Module):
+    """:class:`jetzoo.nn.pairs.PairEmbed` of one triangle of the pairs, in blocks."""
+
+    def __init__(self, pair_embed, dtype):
+        super().__init__()
+        self.num_heads = pair_embed.out_dim
+        first, *rest = pair_embed.embed
+        scale, shift = fold_batch_norm(first)
+        self.layers = nn.Sequential()
+        for conv, bn in zip(rest[0::3], rest[1::3], strict=True):
+            weight, bias = conv.weight[..., 0].double(), conv.bias.double()
+            if not self.layers:
+                weight, bias = weight * scale, bias + weight @ shift
+            scale, shift = fold_batch_norm(bn)
+            self.layers.append(
+                Dense(weight * scale[:, None], bias * scale + shift, dtype, gelu=True)
+            )
+
+    def forward(self, vectors):
+        """Four-vectors (b, n, 4) to the bias (H, b, n, n)."""
+        batch_size, length = vectors.shape[:2]
+        device = vectors.device
+        first, second = torch.tril_indices(length, length, device=device)
+        start = torch.arange(batch_size, device=device)[:, None] * length
+        i, j = (start + first).flatten(), (start + second).flatten()  # (P,)
+        vectors = vectors.flatten(0, 1)
+        particles = (vectors, *cylindrical(vectors))
+        bias = vectors.new_empty(self.num_heads, len(i))
+        size = PAIRS[device.type]
+        for rows, columns, out in zip(*(x.split(size, -1) for x in (i, j, bias)), strict=True):
+            features = pair_features(
+                [x.index_select(0, rows) for x in particles],
+                [x.index_select(0, columns) for x in particles],
+            )  # (4, P)
+            out.copy_(self.layers(features.t()).t())
+        rank = torch.arange(length, device=device)
+        high, low = torch.maximum(rank[:, None], rank), torch.minimum(rank[:, None], rank)
+        pair = (high * (high + 1) // 2 + low).flatten()  # (n * n,)
+        bias = bias.view(self.num_heads, batch_size, -1).index_select(2, pair)
+        return bias.unflatten(2, (length, length))
+
+
+class FoldedAttention(nn.Module):
+    """Norm, self-attention and ``c_attn`` of a particle block."""
+
+    def __init__(self, block, dtype):
+        super().__init__()
+        attn = block.attn
+        self.num_heads = attn.num_heads
+        self.eps = block.pre_attn_norm.eps
+        weight, bias = fold_norm(block.pre_attn_norm, attn.in_proj.weight, attn.in_proj.bias)
+        dim = weight.shape[1]
+        scale = (dim // self.num_heads) ** -0.5
+        weight[:dim] *= scale
+        bias[:dim] *= scale
+        self.in_proj = Dense(weight, bias, dtype)
+        self.out_proj = Dense(*fold_output(block, attn.out_proj.weight, attn.out_proj.bias), dtype)
+
+    def forward(self, x, layout, bias):
+        """Tokens (b, n, D) and a bias (H, b, n, n) to (b, n, D), without mean over the channels."""
+        qkv = self.in_proj(standardise(x, self.eps))
+        qkv = qkv.unflatten(-1, (3, self.num_heads, -1))  # (b, n, 3, H, d)
+        attend = self.long if x.is_cuda or x.shape[1] > SHORT else self.short
+        return self.out_proj(attend(qkv, bias).flatten(2))
+
+    @staticmethod
+    def short(qkv, bias):
+        """Plain products, on a CPU the fastest as long as the scores stay in its cache."""
+        b, n, _, num_heads, _ = qkv.shape
+        q, k, v = qkv.permute(2, 3, 0, 1, 4).reshape(3, num_heads * b, n, -1)
+        scores = torch.bmm(q, k.transpose(1, 2)).float().add_(bias.flatten(0, 1))
+        out = torch.bmm(scores.softmax(-1).to(v.dtype), v)
+        return out.view(num_heads, b, n, -1).permute(1, 2, 0, 3)  # (b, n, H, d)
+
+    @staticmethod
+    def long(qkv, bias):
+        """PyTorch's fused attention."""
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        bias = bias.transpose(0, 1).to(q.dtype)
+        with sdpa_kernel(SDPA_KERNELS):
+            out = F.scaled_dot_product_attention(q, k, v, bias, scale=1.0)
+        return out.transpose(1, 2)  # (b, n, H, d)
+
+
+class OtherMixer(nn.Module):
+    """Norm, mixer and ``c_attn`` of a block whose mixer is not full attention."""
+
+    def __init__(self, block, dtype):
+        super().__init__()
+        self.norm = block.pre_attn_norm
+        self.attn = block.attn
+        self.dtype = dtype
+        scale = block.c_attn.detach()
+        self.register_buffer("scale", scale.repeat_interleave(len(block.w_resid) // len(scale)))
+
+    def forward(self, x, layout, bias):
+        """Tokens (..., D) and a bias (H, b, n, n) or None to tokens, without their mean."""
+        bias = None if bias is None else bias.transpose(0, 1)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            mixed = self.attn(self.norm(x), layout, bias)
+        mixed = mixed.float() * self.scale
+        return mixed - mixed.mean(-1, keepdim=True)
+
+
+class FoldedClassAttention(nn.Module):
+    """Norm, attention of the class token to the particles, and ``c_attn`` of a class block.
+
+    There is one query per jet, so the projections of the keys are moved to the query,
+    q . (W u) = (W^T q) . u, and those of the values to the weighted sum of the particles.
+    """
+
+    int8_matrices = ("key", "value")
+
+    def __init__(self, block, dtype):
+        super().__init__()
+        attn = block.attn
+        self.num_heads = attn.num_heads
+        self.eps = block.pre_attn_norm.eps
+        w_q, w_k, w_v = attn.in_proj.weight.double().chunk(3)
+        b_q, b_k, b_v = attn.in_proj.bias.double().chunk(3)
+        scale = (len(w_q) // self.num_heads) ** -0.5
+        self.query = Dense(scale * w_q, scale * b_q, dtype)
+        # The bias of the keys adds the same to all scores of a query, which the softmax ignores.
+        w_k, _ = fold_norm(block.pre_attn_norm, w_k, b_k)
+        w_v, b_v = fold_norm(block.pre_attn_norm, w_v, b_v)
+        for name, weight in (("key", w_k), ("value", w_v)):
+            self.register_buffer(name, weight.unflatten(0, (self.num_heads, -1)).to(dtype))
+        w_out, b_out = fold_output(block, attn.out_proj.weight, attn.out_proj.bias)
+        self.out = Dense(w_out, b_out + w_out @ b_v, dtype)
+
+    def forward(self, cls, x, no_key):
+        """Class tokens (b, D), particles over their spread (b, n, D) and 0 or NO_KEY (b, 1, n)."""
+        query = self.query(cls).unflatten(-1, (self.num_heads, -1)).transpose(0, 1)  # (H, b, d)
+        query = (query @ self.key).transpose(0, 1)  # (b, H, D)
+        own = standardise(cls, self.eps).to(x.dtype)[:, None]  # (b, 1, D)
+        scores = (query @ x.transpose(1, 2) + no_key, query @ own.transpose(1, 2))
+        weights = torch.cat(scores, dim=2).softmax(-1).to(x.dtype)  # (b, H, n + 1)
+        mean = weights[..., :-1] @ x + weights[..., -1:] * own  # (b, H, D)
+        values = mean.transpose(0, 1) @ self.value.transpose(1, 2)  # (H, b, d)
+        return self.out(values.transpose(0, 1).flatten(1))
+
+
+class FoldedFeedForward(nn.Module):
+    """What a block does after the attention."""
+
+    def __init__(self, block, dtype):
+        super().__init__()
+        self.norms = (block.post_attn_norm.eps, block.pre_fc_norm.eps, block.post_fc_norm.eps)
+        self.register_buffer("scale", block.post_attn_norm.weight.detach())
+        self.register_buffer("shift", block.post_attn_norm.bias.detach())
+        self.fc1 = Dense(
+            *fold_norm(block.pre_fc_norm, block.fc1.weight, block.fc1.bias), dtype, gelu=True
+        )
+        weight, bias = fold_norm(block.post_fc_norm, block.fc2.weight, block.fc2.bias)
+        self.fc2 = Dense(weight, None, dtype)
+        self.register_buffer("bias", bias.float())
+        self.register_buffer("w_resid", block.w_resid.detach())
+
+    def forward(self, x, mixed):
+        """Tokens (..., D), and what the attention gave without its mean, to tokens."""
+        eps_attn, eps_fc1, eps_fc2 = self.norms
+        mixed = standardise(mixed, eps_attn, centred=True)
+        x = torch.addcmul(self.shift, mixed, self.scale).add_(x)
+        hidden = self.fc1(standardise(x, eps_fc1))
+        out = torch.addcmul(self.bias, self.fc2(hidden), inverse_std(hidden, eps_fc2))
+        return out.addcmul_(x, self.w_resid)

@@ -1,0 +1,1 @@
+"""Scores of taggers: reading and writing them, and what they are worth."""

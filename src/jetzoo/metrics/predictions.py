@@ -1,0 +1,89 @@
+"""Files of scores, as ``weaver --predict`` and ``jetzoo predict`` write them."""
+
+import awkward as ak
+import numpy as np
+
+from jetzoo import UserError, tables
+
+
+def read_predictions(files, classes=None):
+    """Read the output of ``weaver --predict`` or ``jetzoo predict``, several files as one.
+
+    Parameters
+    ----------
+    files : sequence of str or Path
+        ROOT files carry the class names in their ``score_<class>`` branches; parquet files hold one
+        ``scores`` array without names.
+    classes : sequence of str, optional
+        Class names for parquet files; ``class_0``, ``class_1``, ... if not given.
+
+    Returns
+    -------
+    labels : ndarray of int, (num_jets,)
+        Index of the true class.
+    scores : ndarray, (num_jets, num_classes)
+    classes : list of str
+
+    Raises
+    ------
+    UserError
+        If a file is not weaver's, has no truth labels, or does not fit the other files.
+    """
+    all_labels, all_scores, found = [], [], None
+    for path in files:
+        branches, _ = tables.describe(path)
+        names = [name.removeprefix("score_") for name in branches if name.startswith("score_")]
+        if not names and "scores" not in branches:
+            raise UserError(
+                f"{path} is not weaver's output: it has no branch scores or score_<class>, "
+                f"but {', '.join(branches[:5]) or 'none'}."
+            )
+        if "_label_" not in branches:
+            raise UserError(f"{path} has no branch _label_: the truth of these jets is unknown.")
+        columns = [f"score_{name}" for name in names] or ["scores"]
+        table = tables.read(path, [*columns, "_label_"])
+        if names:
+            scores = np.stack([table[column].to_numpy() for column in columns], axis=1)
+        else:
+            scores = table["scores"].to_numpy()
+            names = classes or [f"class_{i}" for i in range(scores.shape[1])]
+            if len(names) != scores.shape[1]:
+                raise UserError(
+                    f"{path} has scores for {scores.shape[1]} classes, "
+                    f"the data config names {len(names)}."
+                )
+        found = found or list(names)
+        if list(names) != found:
+            raise UserError(
+                f"{path} has the classes {', '.join(names)}, {files[0]} has {', '.join(found)}."
+            )
+        all_labels.append(table["_label_"].to_numpy())
+        all_scores.append(scores)
+    return np.concatenate(all_labels), np.concatenate(all_scores), found
+
+
+def write_predictions(path, classes, scores, labels=None, observers=None):
+    """Write scores as weaver does, so that :func:`read_predictions` reads them.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``.root``: branches ``<class>`` (bool) and ``score_<class>``; ``.parquet``: ``scores``.
+    classes : sequence of str
+    scores : ndarray, (num_jets, num_classes)
+    labels : ndarray of int, (num_jets,), optional
+        Index of the true class, written as ``_label_``.
+    observers : dict of array, optional
+        Further branches, as they are.
+    """
+    if tables.check_format(path).suffix == ".parquet":
+        table = {"scores": scores}
+    else:
+        table = {}
+        for index, name in enumerate(classes):
+            if labels is not None:
+                table[name] = labels == index
+            table[f"score_{name}"] = scores[:, index]
+    if labels is not None:
+        table["_label_"] = labels
+    tables.write(path, ak.Array({**table, **(observers or {})}))

@@ -1,0 +1,226 @@
+"""What weaver asks of a network file: the network, its inputs and outputs, loss and loops.
+
+Every file in ``networks/`` ends in a few lines over :func:`build` and :func:`model_info`.
+"""
+
+import difflib
+import glob
+import inspect
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from weaver.utils.nn.tools import evaluate_classification, train_classification, unwrap_model
+
+from jetzoo import UserError
+
+from .acceleration import accelerate
+from .comparison import Comparison, calibration_jets, show
+from .tagger import Tagger
+
+STAND_IN = "__jetzoo_stand_in__"
+
+# weaver hands the first three to `get_model` and `get_loss` on its own; networks may ignore them.
+# The last ones are for `get_evaluate_fn`.
+WEAVER_OPTIONS = ("use_amp", "compile_model", "for_inference", "fast", "quantize")
+
+
+def build(network, data_config, seed=None, **options):
+    """Construct a network for a weaver data config.
+
+    Parameters
+    ----------
+    network : type
+        Class with the constructor ``(input_dim, num_classes, *, for_inference=False, ...)``.
+    data_config : weaver.utils.data.config.DataConfig
+        Gives the number of input features and of classes.
+    seed : int, optional
+        ``--network-option seed 1``: of the initial weights and of everything random that weaver
+        does afterwards (order of the jets, dropout). PyTorch's default is a fixed seed, too.
+    **options
+        Keyword arguments of the constructor, as weaver's ``--network-option`` passes them.
+
+    Returns
+    -------
+    model : torch.nn.Module
+    info : dict
+        See :func:`model_info`.
+
+    Raises
+    ------
+    ValueError
+        If an option is not an argument of the constructor.
+    """
+    accepted = constructor_options(network)
+    for name in options:
+        if name not in accepted and name not in WEAVER_OPTIONS:
+            close = difflib.get_close_matches(name, accepted, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ValueError(
+                f"{network.__name__} has no option {name!r}; {hint}"
+                f"its options are: {', '.join(sorted([*accepted, 'seed']))}"
+            )
+    _register(network)
+    if seed is not None:
+        torch.manual_seed(seed)  # weaver's loader draws the seeds of its processes from it
+        np.random.seed(seed)  # noqa: NPY002 - what weaver shuffles with in the main process
+    model = network(
+        input_dim=len(data_config.input_dicts["pf_features"]),
+        num_classes=len(data_config.label_value),
+        **{name: value for name, value in options.items() if name in accepted},
+    )
+    return model, model_info(data_config)
+
+
+def constructor_options(network):
+    """Names of the options of a network, those it hands on to its base classes included."""
+    names = []
+    for cls in network.__mro__:
+        if "__init__" not in vars(cls):
+            continue
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        names += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    fixed = getattr(network, "fixed_options", ())
+    return [name for name in dict.fromkeys(names) if name not in fixed]
+
+
+def _register(network):
+    """Let torch.compile and pickle find a network file by the name of its module.
+
+    weaver executes the file without putting it in ``sys.modules``. A module that is there, such as
+    the ``__main__`` of a user, is never replaced, but for one of an earlier load of such a file.
+    """
+    name = network.__module__
+    known = sys.modules.get(name)
+    if known is not None and not hasattr(known, STAND_IN):
+        return
+    for function in filter(inspect.isfunction, vars(network).values()):
+        module = types.ModuleType(name)
+        vars(module).update(function.__globals__)
+        setattr(module, STAND_IN, True)
+        sys.modules[name] = module
+        return
+
+
+def model_info(data_config):
+    """Names, shapes and dynamic axes of inputs and outputs, for weaver's FLOPs count and export.
+
+    Batch (``N``) and number of particles (``n_pf``) are dynamic.
+    """
+    names = list(data_config.input_names)
+    return {
+        "input_names": names,
+        "input_shapes": {name: (1, *data_config.input_shapes[name][1:]) for name in names},
+        "output_names": ["softmax"],
+        "dynamic_axes": {
+            **{name: {0: "N", 2: "n_" + name.split("_")[0]} for name in names},
+            "softmax": {0: "N"},
+        },
+    }
+
+
+def get_loss(data_config, **options):
+    """Cross entropy on logits, the loss of all classifiers of the zoo."""
+    return nn.CrossEntropyLoss()
+
+
+def get_train_fn(data_config, **options):
+    """weaver's own training loop; weaver asks for both loops or for none."""
+    return train_classification
+
+
+def get_evaluate_fn(data_config, fast=False, quantize=None, use_amp=False, **options):
+    """weaver's own evaluation loop; with ``fast`` its ``--predict`` runs the fast engine.
+
+    Parameters
+    ----------
+    data_config : weaver.utils.data.config.DataConfig
+    fast : bool
+        ``--network-option fast True``. The validation during training is not changed by it.
+    quantize : dict, optional
+        Compare the network with its int8 form on the test jets, see
+        :class:`jetzoo.comparison.Comparison`; ``--quantize`` of the training scripts sets it.
+    use_amp : bool
+        On a GPU, matrix products in bfloat16.
+    **options
+        Other options of the network.
+    """
+    if quantize:
+        kept = {key: value for key, value in options.items() if key not in WEAVER_OPTIONS}
+        return ComparingLoop(quantize, kept)
+    if not fast:
+        return evaluate_classification
+
+    def evaluate(model, test_loader, dev, epoch, for_training=True, **arguments):
+        if not for_training:
+            half = use_amp and torch.device(dev).type == "cuda"
+            model = accelerate(unwrap_model(model), "bf16" if half else "fp32", dev)
+        return evaluate_classification(
+            model, test_loader, dev, epoch, for_training=for_training, **arguments
+        )
+
+    return evaluate
+
+
+class ComparingLoop:
+    """weaver's evaluation loop, which compares float32 and int8 when it predicts the test jets.
+
+    Parameters
+    ----------
+    settings : dict
+        ``method``, ``network``, ``calibration`` (patterns of files), ``output`` (folder), ``qat``.
+    options : dict
+        Of the network.
+    """
+
+    def __init__(self, settings, options):
+        self.settings = settings
+        self.options = options
+        self.comparison = None
+
+    def __call__(self, model, test_loader, dev, epoch, for_training=True, **arguments):
+        """Evaluate as weaver does; a misuse ends the process with one sentence and code 2."""
+        if for_training:
+            return evaluate_classification(model, test_loader, dev, epoch, **arguments)
+        try:
+            return self.compare(model, test_loader, epoch, **arguments)
+        except UserError as error:
+            print(f"jetzoo: {error}", file=sys.stderr)
+            raise SystemExit(2) from error
+
+    def compare(self, model, test_loader, epoch, **arguments):
+        """Predict with both forms on the CPU, wherever the network was trained."""
+        config = test_loader.dataset.config
+        if self.comparison is None:
+            self.comparison = self.start(unwrap_model(model), config)
+        result = evaluate_classification(
+            self.comparison.both, test_loader, "cpu", epoch, for_training=False, **arguments
+        )
+        _, scores, labels, _ = result
+        self.comparison.add(labels[config.label_names[0]], scores)
+        groups = arguments.get("extra_args", {})
+        # weaver predicts one group of files after the other: those of JetClass are the classes.
+        if groups.get("name") == list(groups.get("test_loaders", {None: None}))[-1]:
+            show(self.comparison)
+        return result
+
+    def start(self, model, config):
+        """Quantize the network on the jets that the settings name."""
+        settings = self.settings
+        files = [f for x in settings["calibration"] for f in sorted(glob.glob(x))]
+        jets = calibration_jets(Tagger(model, config), files, many=settings["qat"])
+        return Comparison(
+            model,
+            config,
+            jets,
+            Path(settings["output"]) / "net_int8.pt",
+            settings["network"],
+            self.options,
+            settings["method"],
+            settings["qat"],
+        )

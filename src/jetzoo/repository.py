@@ -1,0 +1,166 @@
+"""Where networks, data configs, trained weights and embedded jets lie.
+
+In a checkout they are its folders ``networks/``, ``data/`` and ``models/``; a wheel carries the same
+folders in ``share/`` of the package. Folders of the environment variable ``JETZOO_PATH``, each with a
+``networks/`` or a ``data/`` of a user, come first. What is downloaded goes to the user's cache
+folder, never beside an installed package.
+"""
+
+import hashlib
+import importlib
+import os
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+from jetzoo import UserError
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def checkout():
+    """Return the folder of the checkout, or None where jetzoo is installed from a wheel."""
+    root = PACKAGE.parents[1]
+    return root if (root / "pyproject.toml").is_file() and (root / "networks").is_dir() else None
+
+
+def folders(name):
+    """List the existing folders of a name, the user's own before those of the project.
+
+    Parameters
+    ----------
+    name : {"networks", "data", "models"}
+
+    Returns
+    -------
+    list of Path
+    """
+    given = [Path(x).expanduser() for x in os.environ.get("JETZOO_PATH", "").split(os.pathsep) if x]
+    return [found for root in (*given, home()) if (found := root / name).is_dir()]
+
+
+def home():
+    """Return the folder that holds ``networks/``, ``data/`` and ``models/`` of the project."""
+    return checkout() or PACKAGE / "share"
+
+
+def cache():
+    """Return the user's cache folder, ``$XDG_CACHE_HOME/jetzoo`` or ``~/.cache/jetzoo``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jetzoo"
+
+
+def samples(dataset):
+    """Return the folder of the embedded jets of a data set, such as ``QuarkGluon``."""
+    return home() / "data" / "samples" / dataset
+
+
+def sample_jets():
+    """Return the file of the embedded jets that commands take where no other is given."""
+    return samples("QuarkGluon") / "test_file_0.parquet"
+
+
+def models():
+    """Return the folder of the trained weights and their cards."""
+    return home() / "models"
+
+
+def published_models():
+    """Return the folder of fetched weights: ``models/published`` in a checkout, else the cache."""
+    root = checkout()
+    return root / "models" / "published" if root else cache() / "models"
+
+
+def networks():
+    """List the network files by name.
+
+    Returns
+    -------
+    dict of str to Path
+    """
+    return _files("networks", ".py")
+
+
+def data_configs():
+    """List the data configs by name, such as ``QuarkGluon/qg_kin``.
+
+    Returns
+    -------
+    dict of str to Path
+    """
+    return _files("data", ".yaml")
+
+
+def _files(folder, suffix):
+    found = {}
+    for root in folders(folder):
+        for path in sorted(root.rglob(f"*{suffix}")):
+            if not path.name.startswith("_") and not path.name.endswith(".auto.yaml"):
+                name = path.relative_to(root).with_suffix("").as_posix()
+                found.setdefault(name, path)
+    return found
+
+
+def network(name_or_path):
+    """Find a network file by name or path; :class:`jetzoo.UserError` lists the names."""
+    return _find(name_or_path, ".py", "network", networks)
+
+
+def data_config(name_or_path):
+    """Find a data config by name or path; :class:`jetzoo.UserError` lists the names."""
+    return _find(name_or_path, ".yaml", "data config", data_configs)
+
+
+def _find(name_or_path, suffix, kind, listed):
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    known = listed()
+    name = str(name_or_path).removesuffix(suffix)
+    if name not in known:
+        raise UserError(
+            f"There is no {kind} {str(name_or_path)!r}; known are: {', '.join(known) or 'none'}."
+        )
+    return known[name]
+
+
+def network_module(name_or_path):
+    """Import a network file.
+
+    Files of the project are modules of the package :mod:`jetzoo.networks`, so that their networks
+    can be pickled. A file of a user is executed anew at each call, as weaver does.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        Path of a ``.py`` file, or the name of one in a folder ``networks/``.
+
+    Returns
+    -------
+    module
+        With ``get_model`` and ``get_loss``.
+
+    Raises
+    ------
+    UserError
+        If there is no such file, it cannot be imported, or it defines no ``get_model``.
+    """
+    path = network(name_or_path).resolve()
+    try:
+        if path.parent == (home() / "networks").resolve():
+            module = importlib.import_module(f"jetzoo.networks.{path.stem}")
+        else:
+            digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]
+            spec = spec_from_file_location(f"jetzoo_network_{digest}_{path.stem}", path)
+            module = module_from_spec(spec)
+            sys.modules[module.__name__] = module
+            spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the code of a user raises
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"{path} cannot be imported as a network file: {type(error).__name__}: {reason}"
+        ) from error
+    if not callable(getattr(module, "get_model", None)):
+        raise UserError(f"{path} is not a network file of weaver: it defines no get_model.")
+    return module

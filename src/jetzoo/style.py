@@ -1,0 +1,47 @@
+"""How figures look: colours, fonts and the names of classes."""
+
+import logging
+
+NAMES = {
+    "label_QCD": r"$q/g$",
+    "label_Hbb": r"$H\to b\bar{b}$",
+    "label_Hcc": r"$H\to c\bar{c}$",
+    "label_Hgg": r"$H\to gg$",
+    "label_H4q": r"$H\to 4q$",
+    "label_Hqql": r"$H\to \ell\nu qq'$",
+    "label_Zqq": r"$Z\to q\bar{q}$",
+    "label_Wqq": r"$W\to qq'$",
+    "label_Tbqq": r"$t\to bqq'$",
+    "label_Tbl": r"$t\to b\ell\nu$",
+    "jet_isQ": "quark",
+    "jet_isG": "gluon",
+    "jet_isTop": "top",
+    "jet_isQCD": "QCD",
+}
+
+# Okabe and Ito's colours that stand out on white, distinguishable by the colour-blind.
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+STYLE = {
+    "font.size": 12,
+    "mathtext.fontset": "dejavusans",
+    "axes.labelsize": 14,
+    "axes.linewidth": 1.0,
+    "legend.frameon": False,
+    "legend.fontsize": 11,
+    "lines.linewidth": 1.6,
+    "xtick.direction": "in",
+    "ytick.direction": "in",
+    "xtick.top": True,
+    "ytick.right": True,
+    "xtick.minor.visible": True,
+    "ytick.minor.visible": True,
+    "pdf.fonttype": 42,
+}
+# It puts the fonts into PDFs, and warns of the age of those that come with matplotlib.
+logging.getLogger("fontTools").setLevel(logging.ERROR)
+
+
+def class_name(label):
+    """Name of a class in figures and tables, such as ``$H\\to gg$`` for ``label_Hgg``."""
+    return NAMES.get(label, label.removeprefix("label_"))
