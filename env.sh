@@ -1,11 +1,15 @@
 # shellcheck shell=bash
-# Where the data sets are; sourced by the train scripts. For each data set the first that is set wins:
-# the variable in your environment, env.local.sh (written by get_datasets.py), the embedded sample.
+# Where the data sets are, those that have a script train_DATASET.sh; sourced by these scripts. For
+# each data set the first that is set wins: the variable DATADIR_DATASET in your environment,
+# env.local.sh (written by get_datasets.py), the embedded sample.
 
 jetzoo_env() {
-    local datasets=(JetClass QuarkGluon TopLandscape)
-    local root i variable value given=()
-    root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+    local root i script variable value datasets=() given=()
+    root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+    for script in "$root"/train_*.sh; do
+        script=${script##*/train_}
+        datasets+=("${script%.sh}")
+    done
     for i in "${!datasets[@]}"; do
         variable=DATADIR_${datasets[i]}
         given[i]=${!variable:-}

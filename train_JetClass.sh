@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # ./train_JetClass.sh [MODEL] [FEATURES] [OPTIONS]; -h explains.
-# shellcheck disable=SC2034  # the settings are read in scripts/common.sh
+# shellcheck disable=SC2034  # the settings are read in scripts/
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$(readlink -f "$0")")/scripts/common.sh"
 
-dataset=JetClass config=JetClass
-features=(full kin kinpid)
+dataset=JetClass config=JetClass default_feature=full
 classes=(HToBB HToCC HToGG HToWW2Q1L HToWW4Q TTBar TTBarLep WToQQ ZToQQ ZJetsToNuNu)
 for name in "${classes[@]}"; do
     data_train+=("$name:Pythia/train_100M/${name}_*.root")

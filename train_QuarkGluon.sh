@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # ./train_QuarkGluon.sh [MODEL] [FEATURES] [OPTIONS]; -h explains.
-# shellcheck disable=SC2034  # the settings are read in scripts/common.sh
+# shellcheck disable=SC2034  # the settings are read in scripts/
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$(readlink -f "$0")")/scripts/common.sh"
 
-dataset=QuarkGluon config=qg
-features=(kinpid kin kinpidplus)
+dataset=QuarkGluon config=qg default_feature=kinpid
 data_train=("train_file_*.parquet")
 data_val=("val_file_*.parquet")
 data_test=("test_file_*.parquet")

@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # ./train_TopLandscape.sh [MODEL] [FEATURES] [OPTIONS]; -h explains.
-# shellcheck disable=SC2034  # the settings are read in scripts/common.sh
+# shellcheck disable=SC2034  # the settings are read in scripts/
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$(readlink -f "$0")")/scripts/common.sh"
 
-dataset=TopLandscape config=top
-features=(kin)
+dataset=TopLandscape config=top default_feature=kin
 data_train=("train_file*.parquet")
 data_val=("val_file*.parquet")
 data_test=("test_file*.parquet")
