@@ -4,9 +4,12 @@ import argparse
 import ast
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
-from jetzoo import UserError
+from jetzoo import UserError, __version__
+from jetzoo.attention.backends import BACKENDS
+from jetzoo.int8.methods import METHODS
 
 
 def add_evaluate(parser):
@@ -71,7 +74,9 @@ def add_attention(parser):
         "drawn; '7,' is jet 7 alone",
     )
     parser.add_argument(
-        "--out", metavar="DIR", help="default: the folder attention beside the checkpoint"
+        "--out",
+        metavar="DIR",
+        help="default: the folder attention beside the checkpoint, or here for a model card",
     )
     parser.add_argument(
         "--ablate", action="store_true", help="measure what is lost without some of the attention"
@@ -87,7 +92,7 @@ def run_attention(args):
 
     from jetzoo import interpret, tables
 
-    folder = Path(args.out or Path(args.checkpoint).parent / "attention").absolute()
+    folder = _default_folder(args, "attention")
     tagger = _load(args)
     # The folder is made when there is something to put there; that it can be is known before.
     tables.writable_folder(next(path for path in (folder, *folder.parents) if path.exists()))
@@ -148,13 +153,13 @@ def add_profile(parser):
         metavar="NAME",
         help="configurations side by side: base, packed, padded (weaver-core's own "
         "ParT or ParticleNet), fast, bf16, int8 (the fast engine in these precisions), or "
-        "attention backends: reference, sdpa, jagged, flex, triton, flash_attn",
+        f"attention backends: {', '.join(BACKENDS)}",
     )
     parser.add_argument("--loader", action="store_true", help="also measure weaver's data loader")
     parser.add_argument("--batch-size", type=positive_integer, default=128, metavar="N")
     parser.add_argument("--repeats", type=positive_integer, default=5, metavar="N")
     parser.add_argument(
-        "--out", metavar="DIR", help="default: the folder profile, beside the checkpoint if any"
+        "--out", metavar="DIR", help="default: the folder profile beside the checkpoint, or here"
     )
 
 
@@ -178,7 +183,7 @@ def run_profile(args):
     from jetzoo import tables
     from jetzoo.profiling import report
 
-    folder = Path(args.out or Path(args.checkpoint or "profile").parent / "profile").absolute()
+    folder = _default_folder(args, "profile")
     tables.writable_folder(next(path for path in (folder, *folder.parents) if path.exists()))
     found = report.profile(
         args.network,
@@ -213,7 +218,7 @@ def add_quantize(parser):
     parser.add_argument(
         "--data", nargs="+", required=True, metavar="FILE", help="labelled jets to compare on"
     )
-    parser.add_argument("--method", default="static", help="static, dynamic or weight-only")
+    parser.add_argument("--method", default="static", help=f"{', '.join(METHODS)}")
     parser.add_argument("--qat", action="store_true", help="fine-tune for int8; takes some minutes")
     parser.add_argument("--output", required=True, metavar="FILE", help="the int8 network, .pt")
 
@@ -276,23 +281,60 @@ def jet_selection(text):
     return list(dict.fromkeys(indices))
 
 
+def add_list(parser):
+    parser.add_argument("kind", choices=tuple(LISTS), help="what to list, one name a line")
+
+
+def run_list(args):
+    print(*LISTS[args.kind](), sep="\n")
+
+
+def _listed(module, name):
+    def names():
+        found = getattr(import_module(module), name)
+        return list(found() if callable(found) else found)
+
+    return names
+
+
+LISTS = {
+    "networks": _listed("jetzoo.repository", "networks"),
+    "data": _listed("jetzoo.repository", "data_configs"),
+    "models": _listed("jetzoo.models", "read_cards"),
+    "backends": _listed("jetzoo.attention.backends", "BACKENDS"),
+    "methods": _listed("jetzoo.int8.methods", "METHODS"),
+    "observers": _listed("jetzoo.int8.methods", "OBSERVERS"),
+}
+
+
+def add_path(parser):
+    parser.add_argument(
+        "name",
+        help="of a network (ParT), a data config (QuarkGluon/qg_kin), a model (ParT_full) or the "
+        "embedded jets of a data set (samples/QuarkGluon)",
+    )
+
+
+def run_path(args):
+    from jetzoo import repository
+
+    print(repository.path(args.name))
+
+
 def _add_tagger(parser, data_config=None):
     """Arguments of :func:`_load`; with a default data config, the weights are optional, too."""
-    parser.add_argument("network", help="name of a file in networks/, such as ParT, or a path")
+    parser.add_argument(
+        "network",
+        help="a model card such as ParT_QuarkGluon_kin, which knows its checkpoint and data "
+        "config; or the name of a network such as ParT, or the path of its file",
+    )
     default = "" if data_config is None else " (default: random weights)"
+    parser.add_argument("--checkpoint", metavar="FILE", help=f"weaver's state dict{default}")
+    default = "" if data_config is None else f" (default: {data_config})"
     parser.add_argument(
-        "--checkpoint",
-        required=data_config is None,
-        metavar="FILE",
-        help=f"weaver's state dict{default}",
+        "--data-config", metavar="YAML", help=f"path, or e.g. QuarkGluon/qg_kin{default}"
     )
-    parser.add_argument(
-        "--data-config",
-        required=data_config is None,
-        default=data_config,
-        metavar="YAML",
-        help="path, or e.g. QuarkGluon/qg_kin",
-    )
+    parser.set_defaults(default_data_config=data_config)
     parser.add_argument("--device", help="default: the GPU if there is one")
     parser.add_argument(
         "--network-option",
@@ -302,6 +344,26 @@ def _add_tagger(parser, data_config=None):
         metavar=("KEY", "VALUE"),
         help="as in the training; repeat for several",
     )
+
+
+def _resolve(args):
+    """Take a model card, or an int8 file, in place of a network, checkpoint and data config."""
+    from jetzoo import models
+    from jetzoo.tagger import resolve
+
+    known = models.is_card(args.network) or Path(args.network).suffix == ".pt"
+    args.is_card = args.checkpoint is None and (known or args.default_data_config is None)
+    if args.is_card:
+        given = args.network, None, args.data_config
+        args.network, args.checkpoint, args.data_config = resolve(*given)
+    args.data_config = args.data_config or args.default_data_config
+
+
+def _default_folder(args, name):
+    """Folder of a report: beside the checkpoint of a user, else in the present folder."""
+    beside = args.checkpoint is not None and not args.is_card
+    parent = Path(args.checkpoint).parent if beside else Path()
+    return Path(args.out or parent / name).absolute()
 
 
 def _load(args, **options):
@@ -346,12 +408,15 @@ COMMANDS = (
     ),
     ("export", "an ONNX file of a trained network", add_export, run_export),
     ("models", "list, check and fetch trained weights", add_models, run_models),
+    ("list", "names of networks, data configs, models, backends, methods", add_list, run_list),
+    ("path", "where a network, data config or model lies", add_path, run_path),
 )
 
 
 def main(argv=None):
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="jetzoo", description="A model zoo for weaver.")
+    parser.add_argument("--version", action="version", version=f"jetzoo {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, summary, add_arguments, run in COMMANDS:
         subparser = subparsers.add_parser(name, help=summary, description=summary)
@@ -359,6 +424,8 @@ def main(argv=None):
         subparser.set_defaults(run=run)
     args = parser.parse_args(argv)
     try:
+        if hasattr(args, "network"):
+            _resolve(args)
         args.run(args)
     except UserError as error:
         print(f"jetzoo: {error}", file=sys.stderr)

@@ -306,6 +306,8 @@ def compare(tagger, files, calibration, output, network, options=None, method="s
     Comparison
         Complete, but for :meth:`Comparison.finish`.
     """
+    if getattr(tagger.model, "is_int8", False):
+        raise UserError("The network is in int8 already: quantize the weights it was made from.")
     treename = tagger.data_config.treename
     total = sum(tables.describe(path, treename)[1] for path in files)
     if total == 0:

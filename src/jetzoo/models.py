@@ -198,6 +198,11 @@ def against_text(row):
     return f"({signal} against {background} at {100 * row['signal_efficiency']:g}%)"
 
 
+def is_card(name):
+    """Whether :func:`find` knows a model by this name."""
+    return name in read_cards() or name.removeprefix("published/") in PUBLISHED
+
+
 def status(name, card):
     """Whether a file is what its card says.
 

@@ -1,9 +1,9 @@
 """Where networks, data configs, trained weights and embedded jets lie.
 
-In a checkout they are its folders ``networks/``, ``data/`` and ``models/``; a wheel carries the same
-folders in ``share/`` of the package. Folders of the environment variable ``JETZOO_PATH``, each with a
-``networks/`` or a ``data/`` of a user, come first. What is downloaded goes to the user's cache
-folder, never beside an installed package.
+In a checkout they are its folders ``networks/``, ``data/`` and ``models/``; a wheel carries the
+same folders in ``share/`` of the package. Folders of the environment variable ``JETZOO_PATH``, each
+with a ``networks/`` or a ``data/`` of a user, come first. What is downloaded goes to the user's
+cache folder, never beside an installed package.
 """
 
 import hashlib
@@ -121,6 +121,36 @@ def _find(name_or_path, suffix, kind, listed):
             f"There is no {kind} {str(name_or_path)!r}; known are: {', '.join(known) or 'none'}."
         )
     return known[name]
+
+
+def path(name):
+    """Find what a name stands for.
+
+    Parameters
+    ----------
+    name : str
+        A network (``ParT``), a data config (``QuarkGluon/qg_kin``), a model (``ParT_full``,
+        ``published/ParT_full``) or the embedded jets of a data set (``samples/QuarkGluon``).
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    UserError
+        If nothing has this name.
+    """
+    found = networks() | data_configs()
+    if name in found:
+        return found[name]
+    published = published_models() / f"{name.removeprefix('published/')}.pt"
+    for place in (models() / f"{name}.pt", published, home() / "data" / name):
+        if place.exists() and ".." not in Path(name).parts:
+            return place
+    raise UserError(
+        f"There is no network, data config or model {name!r}; jetzoo list shows the names."
+    )
 
 
 def network_module(name_or_path):

@@ -26,9 +26,10 @@ def load(network, checkpoint=None, data_config=None, device=None, fast=False, **
     Parameters
     ----------
     network : str or Path
-        Name of a file in ``networks/``, or a path; see :func:`jetzoo.repository.network_module`. Alone,
-        without checkpoint and data config: the name of a model in ``models/``, see ``jetzoo
-        models``, or the path of an int8 network (``.pt``), see :func:`jetzoo.int8.file.save`.
+        Name of a file in ``networks/``, or a path, see
+        :func:`jetzoo.repository.network_module`. Alone, without checkpoint and data config: the
+        name of a model card, see ``jetzoo models``, or the path of an int8 network (``.pt``), see
+        :func:`jetzoo.int8.file.save`.
     checkpoint : str or Path
         State dict that weaver wrote, such as ``net_best_epoch_state.pt``, or an int8 network.
     data_config : str or Path

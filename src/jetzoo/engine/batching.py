@@ -72,7 +72,7 @@ def parallel(function, items, threads):
 
 
 def micro_batches(lengths, tokens):
-    """Cut jets in order of descending length: slices (start, stop) and the longest length in each."""
+    """Cut jets, the longest first: slices (start, stop) and the longest length in each."""
     start = 0
     while start < len(lengths):
         longest = max(lengths[start], 1)

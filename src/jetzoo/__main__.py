@@ -1,0 +1,7 @@
+"""``python -m jetzoo`` is the command ``jetzoo``."""
+
+import sys
+
+from jetzoo.cli import main
+
+sys.exit(main())
