@@ -176,14 +176,13 @@ def test_helix_against_stepping():
     forward, backward = fly(1), fly(-1)
     end = forward[2]
     np.testing.assert_allclose(
-        flight["eta"], np.arcsinh(end[2] / np.hypot(end[0], end[1])), atol=2e-3
+        flight["eta"], np.arcsinh(end[2] / np.hypot(end[0], end[1])), atol=5e-4
     )
-    assert np.abs(np.sin(flight["phi"] - np.arctan2(end[1], end[0]))).max() < 2e-3
+    assert np.abs(np.sin(flight["phi"] - np.arctan2(end[1], end[0]))).max() < 5e-4
     closest = np.minimum(forward[0], backward[0]) * 1e3
-    np.testing.assert_allclose(np.abs(flight["d0"]), closest, atol=0.5)
-    # Where the approach comes within the first turn, its z is the stepped one.
+    np.testing.assert_allclose(np.abs(flight["d0"]), closest, atol=0.005)
     z = np.where(forward[0] < backward[0], forward[1], backward[1]) * 1e3
-    assert np.mean(np.abs(flight["dz"] - z) < 5) > 0.9
+    np.testing.assert_allclose(flight["dz"], z, atol=0.5)
 
 
 def test_impact_parameters():
@@ -192,11 +191,16 @@ def test_impact_parameters():
         np.testing.assert_allclose(seen[f"{name}err"], error)
         assert (seen[f"{name}val"] / error).std() == pytest.approx(1, rel=0.05)
         assert abs(seen[f"{name}val"].mean()) < 4 * error / 5000**0.5
-    # 2 mm beside the beam, flying in y; and 3 mm along the beam.
-    parts = particles(2000, 13, -1, 100.0, 0.0, np.pi / 2, mass=0.1057, vertex=(2.0, 0.0, 3.0))
-    seen = see(parts, CMS)
-    assert abs(seen["d0val"].mean()) == pytest.approx(2, abs=0.01)
-    assert seen["dzval"].mean() == pytest.approx(3, abs=0.01)
+
+
+@pytest.mark.parametrize("charge", [-1, 1])
+@pytest.mark.parametrize("x", [-2.0, 2.0])
+def test_sign_of_impact_parameters(charge, x):
+    """At `x` mm beside the beam, flying in y, and 3 mm along the beam: d0 is (x py - y px) / pT."""
+    vertex = (x, 0.0, 3.0)
+    seen = see(particles(2000, 13, charge, 100.0, 0.0, np.pi / 2, 0.1057, vertex), CMS)
+    assert seen["d0val"].mean() == pytest.approx(x, abs=0.002)
+    assert seen["dzval"].mean() == pytest.approx(3, abs=0.005)
 
 
 def test_particles_from_outside_are_not_seen():
