@@ -19,7 +19,7 @@ if importlib.util.find_spec("jetzoo") is None:
     )
     sys.exit(2)
 
-from jetzoo.datasets import main  # noqa: E402
+from jetzoo.datasets.command import main  # noqa: E402
 
 # Simulation spawns processes, which import this file.
 if __name__ == "__main__":

@@ -1,25 +1,29 @@
-"""`get_datasets.py`, `env.sh` and the parquet schema, against a server on this machine."""
+"""`get_datasets.py` and `env.sh`, against a server on this machine."""
 
 import errno
 import hashlib
 import io
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
-import awkward as ak
-import numpy as np
-import pandas as pd
 import pytest
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from jetzoo import datasets
-from jetzoo.datasets import Archive, main
-from jetzoo.schema import jets_table, massless_p4, write_parquet
-
-ROOT = datasets.ROOT
+from jetzoo import UserError, repository
+from jetzoo.datasets import CATALOGUE, Archive, Dataset, download, fetch, transfer
+from jetzoo.datasets import folder as folders
+from jetzoo.datasets.archives import MANIFEST, _read_manifest
+from jetzoo.datasets.command import main, set_datadir
+from jetzoo.datasets.folder import at_work
 
 PUBLISHED = {
     "QuarkGluon/train_file_0.parquet": bytes(range(256)) * 2000,
@@ -50,15 +54,17 @@ def publish(server, monkeypatch):
         server.files[name] = body
         urls = (*(f"{mirror}/{name}" for mirror in mirrors), f"{server.url}/{name}")
         archive = Archive(urls, md5 or hashlib.md5(body).hexdigest(), **options)
-        monkeypatch.setitem(datasets.CATALOGUE, dataset, (archive,))
+        row = replace(CATALOGUE[dataset], archives=(archive,))
+        monkeypatch.setitem(CATALOGUE, dataset, row)
         return archive
 
     return publish
 
 
 @pytest.fixture
-def get(tmp_path, capsys):
+def get(tmp_path, capsys, monkeypatch):
     """Run the command in an empty repository; returns (exit code, stderr without bars)."""
+    monkeypatch.setattr(repository, "samples", lambda dataset: tmp_path / "data/samples" / dataset)
 
     def get(*args):
         code = main([str(a) for a in args], root=tmp_path)
@@ -78,7 +84,7 @@ def files_in(folder):
 
 def visible(folder):
     """Content of a data folder, without the manifest."""
-    return {name: data for name, data in tree(folder).items() if datasets.MANIFEST not in name}
+    return {name: data for name, data in tree(folder).items() if MANIFEST not in name}
 
 
 def test_download_then_rerun(server, publish, get, tmp_path):
@@ -110,7 +116,8 @@ def test_jetclass_splits_unpack_where_the_scripts_look(server, get, tmp_path, mo
         body = server.files[f"{name}.tar"] = tar_bytes([(member, name.encode())])
         url = f"{server.url}/{name}.tar"
         archives.append(Archive((url,), hashlib.md5(body).hexdigest(), into, split))
-    monkeypatch.setitem(datasets.CATALOGUE, "JetClass", tuple(archives))
+    row = replace(CATALOGUE["JetClass"], archives=tuple(archives))
+    monkeypatch.setitem(CATALOGUE, "JetClass", row)
     base = tmp_path / "data"
 
     assert get("JetClass", "-d", base, "--splits", "val") == (0, "")
@@ -125,9 +132,9 @@ def test_jetclass_splits_unpack_where_the_scripts_look(server, get, tmp_path, mo
 
 
 def test_catalogue_holds_the_published_archives():
-    splits = [archive.split for archive in datasets.CATALOGUE["JetClass"]]
+    splits = [archive.split for archive in CATALOGUE["JetClass"].archives]
     assert splits == ["train"] * 10 + ["val", "test"]
-    archives = [archive for group in datasets.CATALOGUE.values() for archive in group]
+    archives = [archive for row in CATALOGUE.values() for archive in row.archives]
     assert len({archive.md5 for archive in archives}) == len(archives) == 14
     assert archives[9].urls[0] == (
         "https://zenodo.org/record/6619768/files/JetClass_Pythia_train_100M_part9.tar"
@@ -246,7 +253,7 @@ def test_disk_full_on_the_way_leaves_a_part_that_resumes(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(datasets, "open", FullDisk, raising=False)
+        patch.setattr(transfer, "open", FullDisk, raising=False)
         code, message = get("QuarkGluon", "-d", tmp_path)
     assert code == 2
     assert "No space left on device" in message
@@ -289,8 +296,7 @@ def test_unsafe_archive_is_refused(publish, get, tmp_path, evil):
     code, message = get("QuarkGluon", "-d", tmp_path / "a" / "b")
     assert code == 2
     assert "is refused" in message
-    assert os.listdir(tmp_path) == ["a"]
-    assert os.listdir(tmp_path / "a" / "b") == []
+    assert os.listdir(tmp_path) == []
 
 
 def test_truncated_archive_is_refused(publish, get, tmp_path):
@@ -338,7 +344,8 @@ def test_mirrors_are_tried_in_order(server, publish, get, tmp_path):
 
 def test_no_server_answers(publish, get, tmp_path):
     publish(b"", mirrors=["http://127.0.0.1:9"])
-    datasets.CATALOGUE["QuarkGluon"] = (Archive(("http://127.0.0.1:9/x.tar",), "0"),)
+    row = replace(CATALOGUE["QuarkGluon"], archives=(Archive(("http://127.0.0.1:9/x.tar",), "0"),))
+    CATALOGUE["QuarkGluon"] = row
     code, message = get("QuarkGluon", "-d", tmp_path / "data")
     assert code == 2
     assert "no server has the archive" in message
@@ -351,7 +358,7 @@ def test_jets_of_another_origin_are_not_mixed_in(server, publish, get, tmp_path)
     mine.parent.mkdir()
     mine.write_bytes(b"mine")
     source = tmp_path / "QG_jets.npz"
-    np.savez(source, **qg_arrays([100.0]))
+    source.write_bytes(b"")
     for way in ([], ["--convert", source]):
         code, message = get("QuarkGluon", "-d", tmp_path, *way)
         assert code == 2
@@ -374,6 +381,9 @@ def test_jets_of_another_origin_are_not_mixed_in(server, publish, get, tmp_path)
         (["QuarkGluon", "--convert", "nowhere.npz"], "there is no file nowhere.npz"),
         (["JetClass", "--convert", "x.root"], "nothing to convert"),
         (["QuarkGluon", "-d", "a\nb"], "line break"),
+        (["QuarkGluon", "-d", "caf\udce9"], "is not UTF-8"),
+        (["QuarkGluon", "--simulate", "9" * 5000], "invalid"),
+        (["QuarkGluon", "--simulate", "9" * 20], "takes 20 to 1000000000 jets"),
     ],
 )
 def test_misuse_is_one_sentence(get, tmp_path, args, sentence):
@@ -381,6 +391,223 @@ def test_misuse_is_one_sentence(get, tmp_path, args, sentence):
     assert code == 2
     assert sentence in message
     assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        b"",
+        b"[]",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"QuarkGluon.tar": 1}',
+        b'{"QuarkGluon.tar": {}}',
+        b'{"QuarkGluon.tar": {"md5": 5, "files": {}}}',
+        b'{"QuarkGluon.tar": {"md5": "", "files": []}}',
+        b'{"QuarkGluon.tar": {"md5": "", "files": {"x": "1"}}}',
+    ],
+)
+def test_damaged_manifest(server, publish, get, tmp_path, manifest):
+    publish(tar_bytes(PUBLISHED.items()))
+    assert get("QuarkGluon", "-d", tmp_path) == (0, "")
+    path = tmp_path / "QuarkGluon" / MANIFEST
+    path.write_bytes(manifest)
+    before = tree(tmp_path)
+    server.log.clear()
+    code, message = get("QuarkGluon", "-d", tmp_path)
+    assert code == 2
+    assert f"{path} is damaged" in message
+    assert tree(tmp_path) == before
+    assert server.log == []
+
+    # Where there are no jets, nothing is lost.
+    for name in PUBLISHED:
+        (tmp_path / name).unlink()
+    assert get("QuarkGluon", "-d", tmp_path) == (0, "")
+    assert visible(tmp_path / "QuarkGluon").keys() == {name.split("/")[1] for name in PUBLISHED}
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.binary()
+    | st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda x: (
+            st.lists(x) | st.dictionaries(st.sampled_from(["a.tar", "md5", "files", "\0"]), x)
+        ),
+    ).map(lambda x: json.dumps(x).encode())
+)
+def test_any_manifest_is_read_or_refused(tmp_path_factory, data):
+    base = tmp_path_factory.mktemp("manifest")
+    (base / "Toy").mkdir()
+    (base / "Toy" / MANIFEST).write_bytes(data)
+    assert isinstance(_read_manifest(base / "Toy"), dict)
+    (base / "Toy" / "jets.root").write_bytes(b"")
+    row = Dataset("Toy", "*", archives=(Archive(("http://127.0.0.1:9/a.tar",), "x"),))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CATALOGUE, "Toy", row)
+        with pytest.raises(UserError, match="is damaged|other jets|no server"):
+            download("Toy", base)
+    assert tree(base) == {f"Toy/{MANIFEST}": data, "Toy/jets.root": b""}
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "1e9", "9" * 30, "0x10", "5, 6", "\u0661"])
+def test_nonsensical_size_of_a_file(server, publish, get, tmp_path, length):
+    body = tar_bytes(PUBLISHED.items())
+    publish(body)
+    server.lengths["QuarkGluon.tar"] = length.encode()
+    code, message = get("QuarkGluon", "-d", tmp_path)
+    assert code == 2
+    assert message.count("\n") == 0
+    assert "nonsensical size" in message
+    assert tree(tmp_path) == {}
+    with pytest.raises(UserError, match="cannot download.*nonsensical size"):
+        fetch(tmp_path / "x.tar", [f"{server.url}/QuarkGluon.tar"], "0")
+    # Another server is asked.
+    server.files["mine/QuarkGluon.tar"] = body
+    mirrors = ["--mirror", server.url, "--mirror", f"{server.url}/mine"]
+    assert get("QuarkGluon", "-d", tmp_path, *mirrors) == (0, "")
+
+
+def test_two_runs_at_once(server, publish, get, tmp_path):
+    publish(tar_bytes(PUBLISHED.items()))
+    source = tmp_path / "QG_jets.npz"
+    source.write_bytes(b"")
+    with at_work(tmp_path / "QuarkGluon"):
+        for way in ([], ["--convert", source], ["--simulate", 20]):
+            code, message = get("QuarkGluon", "-d", tmp_path, *way)
+            assert code == 2
+            assert f"another run works in {tmp_path}/QuarkGluon (process {os.getpid()}" in message
+    with at_work(tmp_path, ".QuarkGluon.tar.lock"):
+        assert "another run works" in get("QuarkGluon", "-d", tmp_path)[1]
+    assert server.gets() == []
+    assert os.listdir(tmp_path) == ["QG_jets.npz"]
+    assert get("QuarkGluon", "-d", tmp_path) == (0, "")
+
+
+def test_the_lock_of_a_killed_run_is_taken_over(publish, get, tmp_path):
+    publish(tar_bytes(PUBLISHED.items()))
+    code = (
+        "import sys, time\n"
+        "from jetzoo.datasets.folder import at_work\n"
+        "with at_work(sys.argv[1]):\n"
+        "    print('locked', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    args = [sys.executable, "-c", code, tmp_path / "QuarkGluon"]
+    with subprocess.Popen(args, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"locked\n"
+        assert f"(process {process.pid} on " in get("QuarkGluon", "-d", tmp_path)[1]
+        process.kill()
+    assert (tmp_path / "QuarkGluon/.lock").exists()
+    assert get("QuarkGluon", "-d", tmp_path) == (0, "")
+    assert not (tmp_path / "QuarkGluon/.lock").exists()
+
+
+def test_a_folder_is_one_run_at_a_time(tmp_path):
+    """Many threads that come and go: never two of them inside."""
+    inside, most, done, refused = [], [], [], []
+
+    def work():
+        for _ in range(50):
+            try:
+                with at_work(tmp_path):
+                    inside.append(1)
+                    most.append(len(inside))
+                    inside.pop()
+                    done.append(1)
+            except UserError:
+                refused.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(done) + len(refused) == 400
+    assert max(most) == 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_complete_data_on_a_disk_that_is_only_read(publish, get, tmp_path):
+    publish(tar_bytes(PUBLISHED.items()))
+    base = tmp_path / "data"
+    assert get("QuarkGluon", "-d", base) == (0, "")
+    (base / "QuarkGluon").chmod(0o555)
+    base.chmod(0o555)
+    try:
+        assert get("QuarkGluon", "-d", base) == (0, "")
+    finally:
+        base.chmod(0o755)
+        (base / "QuarkGluon").chmod(0o755)
+
+
+def test_full_disk_while_unpacking(publish, get, tmp_path, monkeypatch):
+    publish(tar_bytes(PUBLISHED.items()))
+    base = tmp_path / "data"
+    assert get("QuarkGluon", "-d", base) == (0, "")
+    (base / "QuarkGluon/test_file_0.parquet").unlink()
+    before = tree(base)
+
+    class FullDisk(io.FileIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jetzoo.datasets.archives.open", FullDisk, raising=False)
+        code, message = get("QuarkGluon", "-d", base)
+    assert code == 2
+    assert message.count("\n") == 0
+    assert f"the work in {base}/QuarkGluon stopped (No space left on device)" in message
+    assert before.items() <= tree(base).items()
+    assert tree(base).keys() - before.keys() == {"QuarkGluon.tar"}
+    assert get("QuarkGluon", "-d", base) == (0, "")
+    assert visible(base) == PUBLISHED
+
+
+def test_finish_moves_nothing_out_of_its_folders(tmp_path):
+    source, target = tmp_path / "a" / "source", tmp_path / "b" / "c" / "target"
+    for path in (source, target):
+        path.mkdir(parents=True)
+    (tmp_path / "a" / "secret").write_text("x")
+    (source / ".complete").write_text(json.dumps({"names": ["../secret"], "order": None}))
+    folders.finish(source, target)
+    assert (tmp_path / "a" / "secret").exists()
+
+
+def test_publish_replaces_nothing(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    for folder in (source, target):
+        folder.mkdir()
+        (folder / "jets.root").write_text(folder.name)
+    with pytest.raises(UserError, match="already holds other jets"):
+        folders.publish(source, target, ["jets.root"])
+    assert (source / "jets.root").read_text() == "source"
+    assert (target / "jets.root").read_text() == "target"
+
+
+def test_a_data_set_is_a_row(server, get, tmp_path, monkeypatch, capsys):
+    """The command, its help and the variable follow from a row; nothing else names the set."""
+    body = server.files["Toy.tar"] = tar_bytes([("Toy/jets.root", b"jets")])
+    archive = Archive((f"{server.url}/Toy.tar",), hashlib.md5(body).hexdigest())
+    monkeypatch.setitem(CATALOGUE, "Toy", Dataset("Toy", "*.root", archives=(archive,)))
+    assert get("Toy", "-d", tmp_path) == (0, "")
+    assert visible(tmp_path / "Toy") == {"jets.root": b"jets"}
+    assert (tmp_path / "env.local.sh").read_text() == f"export DATADIR_Toy={tmp_path}/Toy\n"
+    assert "nothing to convert" in get("Toy", "-d", tmp_path, "--convert", "x")[1]
+    assert "no generator of Toy, only of JetClass, " in get("Toy", "--simulate", "20")[1]
+    with pytest.raises(SystemExit):
+        main(["-h"])
+    assert "DIR/Toy/*.root" in capsys.readouterr().out
+
+
+def test_without_a_checkout_the_variable_is_printed(publish, tmp_path, monkeypatch, capsys):
+    publish(tar_bytes(PUBLISHED.items()))
+    monkeypatch.setattr(repository, "checkout", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    assert main(["QuarkGluon", "-d", "my jets"]) == 0
+    assert f"export DATADIR_QuarkGluon='{tmp_path}/my jets/QuarkGluon'" in capsys.readouterr().out
+    assert os.listdir(tmp_path) == ["my jets"]
 
 
 def test_simulate_calls_the_generator(get, tmp_path, monkeypatch):
@@ -421,181 +648,29 @@ def bash(root, command, **env):
     return run.stdout
 
 
-def test_env_files(tmp_path):
+def test_env_files(tmp_path, monkeypatch):
     root = tmp_path / "a repo"
     root.mkdir()
     shutil.copy(ROOT / "env.sh", root)
+    for dataset in CATALOGUE:
+        (root / f"train_{dataset}.sh").touch()
     show = 'printf "%s|" "$DATADIR_JetClass" "$DATADIR_QuarkGluon" "$DATADIR_TopLandscape"'
     assert bash(root, show) == "|||"
     sample = root / "data/samples/QuarkGluon"
     sample.mkdir(parents=True)
     assert bash(root, show) == f"|{sample}||"
+    monkeypatch.setattr(repository, "samples", lambda dataset: root / "data/samples" / dataset)
     assert main(["QuarkGluon", "--sample"], root=root) == 0
     assert bash(root, show) == f"|{sample}||"
 
     local = root / "env.local.sh"
-    local.write_text("# mine\nexport DATADIR_QuarkGluon=old\nexport OTHER=1\n")
+    local.write_bytes(b"# mine: caf\xe9\nexport DATADIR_QuarkGluon=old\nexport OTHER=1\n")
     odd = tmp_path / "it's $HOME `here`"
-    datasets.set_datadir("QuarkGluon", odd, root)
-    datasets.set_datadir("JetClass", tmp_path, root)
-    assert local.read_text().startswith("# mine\nexport OTHER=1\nexport DATADIR_QuarkGluon=")
-    assert local.read_text().count("DATADIR_QuarkGluon") == 1
+    set_datadir("QuarkGluon", odd, root)
+    set_datadir("JetClass", tmp_path, root)
+    written = local.read_bytes()
+    assert written.startswith(b"# mine: caf\xe9\nexport OTHER=1\nexport DATADIR_QuarkGluon=")
+    assert written.count(b"DATADIR_QuarkGluon") == 1
     assert bash(root, show) == f"{tmp_path}|{odd}||"
     assert bash(root, "printenv DATADIR_QuarkGluon") == f"{odd}\n"
     assert bash(root, show, DATADIR_QuarkGluon="my own") == f"{tmp_path}|my own||"
-
-
-def qg_arrays(pt):
-    """Jets as in the .npz release, their first particle at eta 0.5, phi 3.1, a photon."""
-    x = np.zeros((len(pt), 4, 4))
-    for i, first in enumerate(pt):
-        x[i, 0] = [first, 0.5, 3.1, 22]
-        x[i, 1] = [first / 2, 0.4, 3.2 - 2 * np.pi, -211]
-    x[:, 2] = [200.0, 0.5, 3.1, 11]  # the hardest one does not come first
-    return {"X": x, "y": np.arange(len(pt)) % 2.0}
-
-
-def test_convert_quarkgluon(get, tmp_path):
-    names = ["QG_jets.npz", *(f"QG_jets_{i}.npz" for i in range(1, 20))]
-    for i, name in enumerate(names):
-        np.savez(tmp_path / name, **qg_arrays([100.0 + i, 110.0 + i]))
-    shuffled = sorted(tmp_path / name for name in names)
-    assert get("QuarkGluon", "-d", tmp_path / "out", "--convert", *shuffled) == (0, "")
-    folder = tmp_path / "out" / "QuarkGluon"
-    expected = {f"train_file_{i}.parquet" for i in range(18)}
-    assert set(os.listdir(folder)) == expected | {"test_file_0.parquet", "test_file_1.parquet"}
-    assert os.listdir(tmp_path / "out") == ["QuarkGluon"]
-
-    jets = ak.from_parquet(folder / "test_file_0.parquet")  # QG_jets_18
-    assert jets.label.tolist() == [0, 1]
-    assert jets.jet_nparticles.tolist() == [3, 3]
-    pt = np.hypot(jets.part_px, jets.part_py)
-    np.testing.assert_allclose(pt, [[200, 118, 59], [200, 128, 64]], rtol=1e-6)
-    np.testing.assert_allclose(jets.part_energy[0], pt[0] * np.cosh([0.5, 0.5, 0.4]), rtol=1e-6)
-    assert jets.part_pid.tolist() == [[11, 22, -211]] * 2
-    assert jets.part_charge.tolist() == [[-1, 0, -1]] * 2
-    assert jets.part_isElectron.tolist() == [[1, 0, 0]] * 2
-    assert jets.part_isPhoton.tolist() == [[0, 1, 0]] * 2
-    assert jets.part_isChargedHadron.tolist() == [[0, 0, 1]] * 2
-    # The azimuth crosses pi inside the jet.
-    np.testing.assert_allclose(jets.part_dphi[0][2] - jets.part_dphi[0][0], 0.1, atol=1e-6)
-    np.testing.assert_allclose(jets.part_deta[0][2] - jets.part_deta[0][0], -0.1, atol=1e-6)
-
-
-def test_convert_one_quarkgluon_file(get, tmp_path):
-    np.savez(tmp_path / "QG_jets.npz", **qg_arrays(np.arange(100.0, 120.0)))
-    assert get("QuarkGluon", "-d", tmp_path, "--convert", tmp_path / "QG_jets.npz") == (0, "")
-    lengths = {
-        split: len(ak.from_parquet(tmp_path / f"QuarkGluon/{split}_file_0.parquet"))
-        for split in ("train", "test")
-    }
-    assert lengths == {"train": 18, "test": 2}
-
-
-def test_convert_toplandscape(get, tmp_path):
-    p4 = np.array([[[5, 3, 0, 4], [13, 0, -12, 5], [0, 0, 0, 0]]] * 3)  # E, px, py, pz
-    columns = {
-        f"{name}_{i}": p4[:, i, j].astype(np.float32)
-        for i in range(3)
-        for j, name in enumerate(["E", "PX", "PY", "PZ"])
-    }
-    frame = pd.DataFrame(columns | {"is_signal_new": [0, 1, 1]}, index=[7, 8, 9])
-    sources = [tmp_path / f"{split}.h5" for split in ("train", "val", "test")]
-    for source in sources:
-        frame.to_hdf(source, key="table", format="table")
-    assert get("TopLandscape", "-d", tmp_path, "--convert", *sources) == (0, "")
-    assert sorted(os.listdir(tmp_path / "TopLandscape")) == [
-        "test_file.parquet",
-        "train_file.parquet",
-        "val_file.parquet",
-    ]
-    jets = ak.from_parquet(tmp_path / "TopLandscape/val_file.parquet")
-    assert jets.label.tolist() == [0, 1, 1]
-    assert jets.part_energy.tolist() == [[13, 5]] * 3
-    assert jets.part_py.tolist() == [[-12, 0]] * 3
-    assert jets.jet_energy.tolist() == [18] * 3
-    np.testing.assert_allclose(jets.jet_pt, np.hypot(3, 12))
-    np.testing.assert_allclose(jets.jet_mass, np.sqrt(18**2 - 9**2 - 3**2 - 12**2))
-    eta = np.arcsinh(9 / np.hypot(3, 12))
-    np.testing.assert_allclose(jets.part_deta[0], np.arcsinh([5 / 12, 4 / 3]) - eta, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "dataset, name, sentence",
-    [
-        ("QuarkGluon", "QG_jets.npz", "cannot convert"),
-        ("TopLandscape", "train.h5", "cannot convert"),
-        ("TopLandscape", "other.h5", "expected train.h5"),
-    ],
-)
-def test_damaged_release(get, tmp_path, dataset, name, sentence):
-    source = tmp_path / name
-    source.write_bytes(b"PK\x03\x04 not what it seems")
-    code, message = get(dataset, "-d", tmp_path, "--convert", source)
-    assert code == 2
-    assert sentence in message
-    assert message.count("\n") == 0
-    assert os.listdir(tmp_path) == [name]
-
-
-def test_schema_flags():
-    ids = [211, -321, 2212, -3112, 130, -2112, 22, -11, 11, 13, -13]
-    ones = ak.Array([np.arange(len(ids), 0, -1.0)])
-    jets = jets_table(ones, ones, ones, 2 * ones, [1], ak.Array([ids]))
-    assert jets.part_charge[0].tolist() == [1, -1, 1, 1, 0, 0, 0, 1, -1, -1, 1]
-    flags = ["ChargedHadron", "NeutralHadron", "Photon", "Electron", "Muon"]
-    kinds = np.stack([jets[f"part_is{flag}"][0].to_numpy() for flag in flags])
-    assert kinds.argmax(axis=0).tolist() == [0, 0, 0, 0, 1, 1, 2, 3, 3, 4, 4]
-    assert kinds.sum(axis=0).tolist() == [1] * len(ids)
-
-
-def test_schema_mirror_and_empty_jets():
-    """A jet and its mirror image in the beam axis have the same part_deta."""
-    rapidity = ak.Array([[0.5, 0.7], [-0.5, -0.7], []])
-    pt, phi = ak.Array([[3.0, 1.0], [3.0, 1.0], []]), ak.zeros_like(rapidity)
-    jets = jets_table(*massless_p4(pt, rapidity, phi), [1, 0, 0])
-    np.testing.assert_allclose(jets.part_deta[0], jets.part_deta[1], atol=1e-6)
-    np.testing.assert_allclose(jets.jet_eta[0], -jets.jet_eta[1])
-    assert jets.jet_eta[0] > 0.5
-    assert jets[2].tolist() == {
-        "label": 0,
-        **dict.fromkeys([name for name in jets.fields if name.startswith("jet_")], 0),
-        **{name: [] for name in jets.fields if name.startswith("part_")},
-    }
-
-
-def test_written_files_are_the_same_bytes_and_whole(tmp_path):
-    rng = np.random.default_rng(0)
-    p3 = [ak.unflatten(rng.normal(size=600), [3] * 200) for _ in range(3)]
-    jets = jets_table(*p3, np.sqrt(sum(p**2 for p in p3)), rng.integers(0, 2, 200), p3[0] * 0 + 22)
-    path = tmp_path / "jets.parquet"
-    write_parquet(jets, path)
-    first = path.read_bytes()
-    write_parquet(jets, path)
-    assert path.read_bytes() == first
-    assert ak.array_equal(ak.from_parquet(path), jets)
-
-    def breaks():
-        yield jets
-        raise ValueError("cut")
-
-    for tables in (breaks(), []):
-        with pytest.raises(ValueError, match="cut|no jets"):
-            write_parquet(tables, path)
-    assert path.read_bytes() == first
-    assert os.listdir(tmp_path) == ["jets.parquet"]
-
-
-@pytest.mark.real
-@pytest.mark.parametrize("name", ["quarkgluon_1000", "toplandscape_1000"])
-def test_schema_agrees_with_the_published_files(real_data, name):
-    published = ak.from_parquet(real_data / f"{name}.parquet")
-    p4 = [published[f"part_{component}"] for component in ("px", "py", "pz", "energy")]
-    jets = jets_table(*p4, published.label)
-    assert set(jets.fields) == set(published.fields)
-    for field in published.fields:
-        assert str(jets[field].type) == str(published[field].type)
-        ours, theirs = (ak.flatten(a[field], axis=None).to_numpy() for a in (jets, published))
-        # Published energies are rounded to float32, so masses only agree to 0.04 GeV.
-        atol = 0.05 if field == "jet_mass" else 2e-6
-        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=atol)

@@ -1,16 +1,24 @@
 """The quark/gluon generator, and the sample made with it that the repository embeds."""
 
+import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import awkward as ak
+import killed_runs
 import numpy as np
 import pytest
 from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
-from jetzoo import UserError, simulate
-from jetzoo.simulate import generate
+from jetzoo import UserError
+from jetzoo.datasets import CATALOGUE, Dataset
+from jetzoo.datasets.folder import at_work, publish
+from jetzoo.schema import write_parquet
+from jetzoo.simulate import generate, production
 
 SAMPLE = ROOT / "data" / "samples" / "QuarkGluon"
 SPLITS = ("train", "val", "test")
@@ -94,35 +102,164 @@ def test_same_bytes_for_the_same_seed_whatever_the_jobs(jets_folder, tmp_path):
 
 @needs_pythia
 def test_interrupted_run_continues(jets_folder, tmp_path, monkeypatch):
-    class Interrupted(simulate.tqdm):
+    class Interrupted(production.tqdm):
         def update(self, n=1):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(simulate, "tqdm", Interrupted)
+        patch.setattr(production, "tqdm", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             generate("QuarkGluon", 20, tmp_path, seed=5)
     (partial,) = tmp_path.iterdir()
     done = {path.name: path.stat().st_mtime_ns for path in partial.iterdir()}
     assert "0_0.parquet" in done
 
-    removed = []
-    monkeypatch.setattr(
-        simulate.shutil,
-        "rmtree",
-        lambda folder: removed.append({p.name: p.stat().st_mtime_ns for p in folder.iterdir()}),
-    )
+    kept = []
+
+    def look(source, *args):
+        kept.append({path.name: path.stat().st_mtime_ns for path in source.iterdir()})
+        publish(source, *args)
+
+    monkeypatch.setattr(production, "publish", look)
     generate("QuarkGluon", 20, tmp_path, seed=5)
-    assert done.items() <= removed[0].items()
+    assert done.items() <= kept[0].items()
     assert contents(tmp_path) == contents(jets_folder)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".parquet"] * 3
 
 
 @needs_pythia
 def test_finished_jets_are_not_overwritten(jets_folder):
     before = contents(jets_folder)
-    with pytest.raises(UserError, match="already holds jets"):
+    with pytest.raises(UserError, match="already holds other jets"):
         generate("QuarkGluon", 20, jets_folder, seed=6)
     assert contents(jets_folder) == before
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """A generator without Pythia, in this process."""
+    monkeypatch.setitem(sys.modules, "toy_generator", killed_runs.ToyGenerator())
+    monkeypatch.setitem(CATALOGUE, "Toy", killed_runs.TOY)
+    monkeypatch.setattr(production, "ProcessPoolExecutor", killed_runs.InlineExecutor)
+    monkeypatch.setattr(production, "CHUNK_JETS", 10)
+
+
+def interrupt(monkeypatch, num_jets, folder, seed=1):
+    """A run whose chunks are all there, and no more."""
+    with monkeypatch.context() as patch:
+
+        def killed(*args):
+            raise KeyboardInterrupt
+
+        patch.setattr(production, "_read", killed)
+        with pytest.raises(KeyboardInterrupt):
+            generate("Toy", num_jets, folder, seed=seed)
+    return folder / f".partial-{num_jets}-{seed}"
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "short", "bytes", "zeros"])
+def test_damaged_chunks_are_simulated_again(toy, tmp_path, monkeypatch, damage):
+    generate("Toy", 60, tmp_path / "whole")
+    partial = interrupt(monkeypatch, 60, tmp_path / "toy")
+    chunks = sorted(partial.glob("*.parquet"))
+    assert [chunk.name for chunk in chunks] == [
+        f"{i}_{j}.parquet" for i in (0, 1) for j in (0, 1, 2)
+    ]
+    chunk, content = chunks[1], chunks[1].read_bytes()
+    if damage == "short":
+        write_parquet(ak.from_parquet(chunk)[:4], chunk)
+    else:
+        damaged = {
+            "empty": b"",
+            "cut": content[:-10],
+            "bytes": b"PAR1 and no more",
+            "zeros": content[:100] + bytes(400) + content[500:],
+        }
+        chunk.write_bytes(damaged[damage])
+    generate("Toy", 60, tmp_path / "toy")
+    assert contents(tmp_path / "toy") == contents(tmp_path / "whole")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_chunk_is_whole_or_not(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("chunk") / "0_0.parquet"
+    write_parquet(killed_runs.ToyGenerator.simulate(0, 3, 1), path)
+    whole = path.read_bytes()
+    assert production._is_whole(path, 3)
+    if data.draw(st.booleans()):
+        path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+        assert not production._is_whole(path, 3)
+    else:
+        path.write_bytes(data.draw(st.sampled_from([b"", b"PAR1"])) + data.draw(st.binary()))
+        assert not production._is_whole(path, 3)
+
+
+def test_an_unfinished_run_never_replaces_finished_files(toy, tmp_path, monkeypatch):
+    interrupt(monkeypatch, 40, tmp_path)
+    generate("Toy", 60, tmp_path)
+    finished = contents(tmp_path)
+    for num_jets, seed in ((40, 1), (60, 1), (60, 2)):
+        with pytest.raises(UserError, match="already holds other jets"):
+            generate("Toy", num_jets, tmp_path, seed=seed)
+        assert contents(tmp_path) == finished
+
+
+def test_a_run_killed_while_moving_does_not_mix_with_another(toy, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+
+        def killed(source, target, names):
+            raise KeyboardInterrupt
+
+        patch.setattr("jetzoo.datasets.folder.move_files", killed)
+        with pytest.raises(KeyboardInterrupt):
+            generate("Toy", 40, tmp_path)
+    generate("Toy", 60, tmp_path)
+    finished = contents(tmp_path)
+    with pytest.raises(UserError, match="already holds other jets"):
+        generate("Toy", 40, tmp_path)
+    assert contents(tmp_path) == finished
+
+
+def test_two_runs_at_once(toy, tmp_path):
+    with at_work(tmp_path), pytest.raises(UserError, match="another run works in"):
+        generate("Toy", 40, tmp_path)
+    generate("Toy", 40, tmp_path)
+
+
+def test_run_killed_at_any_move_is_repeated(tmp_path):
+    script = Path(__file__).with_name("killed_runs.py")
+    run = subprocess.run(
+        [sys.executable, script, "simulate", tmp_path], capture_output=True, text=True
+    )
+    # Two chunks and three files are written, a list of the files, and the files are moved.
+    assert (run.returncode, run.stdout) == (0, "9\n"), run.stderr
+
+
+def test_a_process_that_dies_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "dying_generator.py").write_text(
+        "import os\nCLASSES, PATHS = {0: 0}, {}\n\n\n"
+        "def simulate(label, num_jets, seed):\n    os._exit(9)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    row = Dataset("Dying", "*", generator="dying_generator")
+    monkeypatch.setitem(CATALOGUE, "Dying", row)
+    with pytest.raises(UserError, match="a process of the simulation ended"):
+        generate("Dying", 10, tmp_path / "jets")
+
+
+@needs_pythia
+def test_full_disk(tmp_path):
+    """No file may grow beyond 8 KB: what a full disk does to a writer, in its process."""
+    command = f"ulimit -f 8; exec {sys.executable} {ROOT / 'get_datasets.py'} QuarkGluon"
+    run = subprocess.run(
+        ["bash", "-c", f"{command} -d {tmp_path} --simulate 60"], capture_output=True, text=True
+    )
+    assert run.returncode == 2
+    sentence = run.stderr.splitlines()[-1]
+    assert f"the work in {tmp_path}/QuarkGluon stopped (File too large)" in sentence
+    assert "Traceback" not in run.stderr
+    assert [path.name for path in (tmp_path / "QuarkGluon").iterdir()] == [".partial-60-1"]
 
 
 @pytest.mark.parametrize("label", [0, 1])
@@ -131,18 +268,16 @@ def test_jet_finder_and_veto_on_whole_events(label):
     fastjet = pytest.importorskip("fastjet")
     pytest.importorskip("pythia8mc")
     from jetzoo.simulate import quarkgluon
+    from jetzoo.simulate.pythia import new_pythia
 
     class Watcher(quarkgluon.EarlyVeto):
         def doVetoPT(self, position, event):
             self.verdicts.append(super().doVetoPT(position, event))
             return False
 
-    pythia = quarkgluon.new_generator(label, seed=11)
-    pythia.readString("PhaseSpace:pTHatMin = 490.")
-    pythia.readString("PhaseSpace:pTHatMax = 570.")
+    window = ("PhaseSpace:pTHatMin = 490.", "PhaseSpace:pTHatMax = 570.")
     watcher = Watcher()
-    pythia.setUserHooksPtr(watcher)
-    pythia.init()
+    pythia = new_pythia((*quarkgluon.settings(label), *window), 11, watcher)
     finder = quarkgluon.anti_kt(0.4)
     definition = fastjet.JetDefinition(fastjet.antikt_algorithm, 0.4)
     selected, spared = 0, 0
@@ -184,7 +319,8 @@ def test_missing_extra_is_one_sentence(module, tmp_path, monkeypatch):
     "dataset, num_jets, seed, sentence",
     [
         ("ImageNet", 20, 1, "no generator of ImageNet, only of .*QuarkGluon"),
-        ("QuarkGluon", 19, 1, "at least 20 jets, not 19"),
+        ("QuarkGluon", 19, 1, "takes 20 to 1000000000 jets at once, not 19"),
+        ("QuarkGluon", 10**9 + 1, 1, "takes 20 to 1000000000 jets at once"),
         ("QuarkGluon", 20, -1, "not be negative"),
     ],
 )
@@ -198,7 +334,7 @@ def test_misuse(tmp_path, dataset, num_jets, seed, sentence):
 def test_shards_cover_the_jets_once(num_jets):
     counts = {0: num_jets // 2, 1: num_jets - num_jets // 2}
     paths = {split: split + "_{shard}" for split in SPLITS}
-    shards = dict(simulate._files(paths, counts))
+    shards = dict(production._files(paths, counts))
     for label, count in counts.items():
         spans = [shard[label] for shard in shards.values()]
         assert [span[0] for span in spans] == [0] + [span[1] for span in spans[:-1]]
@@ -213,7 +349,7 @@ def test_shards_cover_the_jets_once(num_jets):
 def test_rounding():
     x = ak.Array([[1.0, 1 + 2**-11, -(1 + 2**-12)], [], [0.0, 3e-5, -499.7]])
     x = ak.values_astype(x, np.float32)
-    rounded = simulate._round(x, 12)
+    rounded = production._round(x, 12)
     assert rounded.type == x.type
     np.testing.assert_array_equal(rounded[0], np.float32([1.0, 1 + 2**-11, -1.0]))
     np.testing.assert_allclose(rounded[2], x[2], rtol=2**-12)

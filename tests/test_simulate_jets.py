@@ -13,6 +13,7 @@ pytest.importorskip("pythia8mc")
 pytest.importorskip("fastjet")
 
 from jetzoo.simulate import events, jetclass  # noqa: E402
+from jetzoo.simulate.pythia import new_pythia  # noqa: E402
 
 SAMPLES = ROOT / "data" / "samples"
 FOLDERS = {"train": "train_100M", "val": "val_5M", "test": "test_20M"}
@@ -163,7 +164,7 @@ def test_veto_keeps_contained_decays(name, products):
         "Check:abortIfVeto = on",
         "PhaseSpace:pTHatMin = 400.",
     )
-    pythia = events.new_pythia((*settings, *kind.settings), 3, veto)
+    pythia = new_pythia((*settings, *kind.settings), 3, veto)
     for _ in range(300):
         pythia.next()
     assert len(kept) > 10

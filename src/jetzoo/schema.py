@@ -5,9 +5,7 @@ four-vector, and one entry per particle of momentum, energy and direction relati
 with a particle id also carry the id, the charge and five class flags.
 """
 
-import os
 from itertools import chain
-from pathlib import Path
 
 import awkward as ak
 import numpy as np
@@ -45,7 +43,7 @@ def massless_p4(pt, rapidity, phi):
 def jets_table(px, py, pz, energy, label, pid=None):
     """Jets in the published parquet schema, from the four-vectors of their particles.
 
-    Particles are ordered by falling transverse momentum. The jet is the sum of its particles.
+    Particles are sorted by descending transverse momentum. The jet is the sum of its particles.
     `part_deta` is the pseudorapidity difference to the jet, times the sign of the jet's, so that
     both sides of the detector look alike; `part_dphi` lies in [-pi, pi).
 
@@ -139,15 +137,9 @@ def write_parquet(tables, path):
     first = next(arrow, None)
     if first is None:
         raise ValueError("there are no jets to write")
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    try:
-        with _parquet_writer(part, first.schema) as writer:
-            for rows in chain([first], arrow):
-                writer.write_table(rows)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic(path) as partial, _parquet_writer(partial, first.schema) as writer:
+        for rows in chain([first], arrow):
+            writer.write_table(rows)
 
 
 def write_root(table, path):

@@ -9,24 +9,11 @@ import numpy as np
 import pythia8mc
 
 from jetzoo.simulate.detector import reconstruct
+from jetzoo.simulate.pythia import NEUTRINOS
 
-NEUTRINOS = (12, 14, 16)
 RESONANCES = (6, 23, 24, 25)
 HARD = 23  # Pythia's status of the outgoing partons of the hard process and of resonance decays
 MAX_ETA = 4.0  # of particles that may come near a jet
-
-
-def new_pythia(settings, seed, hooks=None):
-    """Pythia with these settings, and a seed from 1 to 900,000,000."""
-    pythia = pythia8mc.Pythia("", False)
-    common = ("Print:quiet = on", "Random:setSeed = on", f"Random:seed = {seed}")
-    for setting in (*common, *settings):
-        if not pythia.readString(setting):
-            raise ValueError(f"Pythia does not know {setting}")
-    if hooks is not None:
-        pythia.setUserHooksPtr(hooks)
-    pythia.init()
-    return pythia
 
 
 class DecayVeto(pythia8mc.UserHooks):
@@ -138,6 +125,17 @@ def batches(pythia, detector, rng, num_events=50):
         yield record, ak.unflatten(ak.zip(objects), counts)
 
 
+def collect(jets, num_jets):
+    """The first `num_jets` jets of an endless iterable of arrays (jets,)."""
+    found, num_found = [], 0
+    for some in jets:
+        found.append(some)
+        num_found += len(some)
+        if num_found >= num_jets:
+            break
+    return ak.concatenate(found)[:num_jets]
+
+
 def cluster(objects, radius, min_pt):
     """Anti-kT jets, E-scheme.
 
@@ -151,7 +149,7 @@ def cluster(objects, radius, min_pt):
     Returns
     -------
     jets : ak.Array (events, jets)
-        `pt`, `eta`, `phi`, `energy`, falling in pt.
+        `pt`, `eta`, `phi`, `energy`, sorted by descending pt.
     constituents : ak.Array (events, jets, constituents)
         The objects.
     """

@@ -25,12 +25,13 @@ from jetzoo.simulate.events import (
     DecayVeto,
     batches,
     cluster,
+    collect,
     direction,
     distance,
     hard_partons,
     is_matched,
-    new_pythia,
 )
+from jetzoo.simulate.pythia import NEUTRINOS, new_pythia
 
 FOLDERS = {"train": "train_100M", "val": "val_5M", "test": "test_20M"}
 PATHS = {
@@ -76,7 +77,7 @@ def _tops(label, *products, num_leptons=0):
     return Class(label, settings, TOP, num_leptons)
 
 
-QUARKS, LEPTONS, NEUTRINOS = (1, 2, 3, 4, 5), (11, 13), (12, 14, 16)
+QUARKS, LEPTONS = (1, 2, 3, 4, 5), (11, 13)
 INVISIBLE_Z = ("WeakZ0:gmZmode = 2", *_decays(Z, *NEUTRINOS))
 CLASSES = {
     "ZJetsToNuNu": Class(
@@ -139,13 +140,17 @@ def simulate(label, num_jets, seed):
     ak.Array
         One record per jet with the columns of the published ROOT files: `part_*`, `label_*`,
         `jet_*`, `aux_*`; charge, flags and labels are int32, all else float32. Particles are
-        ordered by falling transverse momentum.
+        sorted by descending transverse momentum.
     """
     kind = CLASSES[label]
+    return _table(collect(_selected_jets(kind, seed), num_jets), kind)
+
+
+def _selected_jets(kind, seed):
+    """The selected jets with their `objects` and columns `aux_*`, batch by batch: (jets,)."""
     veto = kind.resonance and DecayVeto(kind.resonance, *HARD_PT, kind.num_leptons)
     window = (f"PhaseSpace:pTHatMin = {HARD_PT[0]}", f"PhaseSpace:pTHatMax = {HARD_PT[1]}")
     pythia = new_pythia(("Beams:eCM = 13000.", *window, *kind.settings), seed, veto)
-    found, num_found = [], 0
     for record, objects in batches(pythia, CMS, np.random.default_rng(seed)):
         jets, constituents = cluster(objects, RADIUS, JET_PT[0])
         selected = (jets.pt < JET_PT[1]) & (abs(jets.eta) < JET_MAX_ETA)
@@ -154,11 +159,7 @@ def simulate(label, num_jets, seed):
         jets["objects"] = constituents
         for name, column in truth.items():
             jets[name] = column
-        found.append(ak.flatten(jets[selected], axis=1))
-        num_found += len(found[-1])
-        if num_found >= num_jets:
-            break
-    return _table(ak.concatenate(found)[:num_jets], kind)
+        yield ak.flatten(jets[selected], axis=1)
 
 
 def _truth(jets, record, kind):

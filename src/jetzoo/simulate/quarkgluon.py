@@ -16,6 +16,7 @@ import numpy as np
 import pythia8mc
 
 from jetzoo.schema import jets_table, massless_p4
+from jetzoo.simulate.pythia import new_pythia
 
 PATHS = {split: f"{split}_file_{{shard}}.parquet" for split in ("train", "val", "test")}
 # Hard process, and the flavours that quarks taken from the protons may have: in Z + quark, that of
@@ -71,14 +72,10 @@ def leads_within(jets, event, min_pt, max_pt, max_rapidity):
     return jets.sizeJet() > 0 and min_pt <= jets.pT(0) <= max_pt and abs(jets.y(0)) < max_rapidity
 
 
-def new_generator(label, seed):
-    """Pythia set up for gluon (0) or quark (1) jets; `seed` from 1 to 900,000,000."""
+def settings(label):
+    """Pythia's settings for gluon (0) or quark (1) jets."""
     process, num_flavours = CLASSES[label]
-    pythia = pythia8mc.Pythia("", False)
-    for setting in (
-        "Print:quiet = on",
-        "Random:setSeed = on",
-        f"Random:seed = {seed}",
+    return (
         "Beams:eCM = 14000.",
         f"WeakBosonAndParton:{process} = on",
         f"PDFinProcess:nQuarkIn = {num_flavours}",
@@ -89,10 +86,7 @@ def new_generator(label, seed):
         "23:isVisible = off",
         # Of the selected jets 1% have less than this: theirs is hard initial-state radiation.
         "PhaseSpace:pTHatMin = 350.",
-    ):
-        if not pythia.readString(setting):
-            raise ValueError(f"Pythia does not know {setting}")
-    return pythia
+    )
 
 
 def simulate(label, num_jets, seed):
@@ -114,11 +108,8 @@ def simulate(label, num_jets, seed):
     ak.Array
         Jets as of `jetzoo.schema.jets_table`.
     """
-    pythia = new_generator(label, seed)
     veto = EarlyVeto()
-    pythia.setUserHooksPtr(veto)
-    pythia.init()
-
+    pythia = new_pythia(settings(label), seed, veto)
     jets = anti_kt(RADIUS)
     particles, num_particles = [], []
     while len(num_particles) < num_jets:

@@ -28,12 +28,13 @@ from jetzoo.simulate.events import (
     DecayVeto,
     batches,
     cluster,
+    collect,
     direction,
     distance,
     hard_partons,
     is_matched,
-    new_pythia,
 )
+from jetzoo.simulate.pythia import new_pythia
 
 PATHS = {split: f"{split}_file.parquet" for split in ("train", "val", "test")}
 CLASSES = {
@@ -70,9 +71,17 @@ def simulate(label, num_jets, seed):
     ak.Array
         Jets as of `jetzoo.schema.jets_table`.
     """
+    particles = collect(_constituents(label, seed), num_jets)
+    particles = particles[ak.argsort(direction(particles).pt, axis=1, ascending=False)]
+    particles = direction(particles[:, :MAX_PARTICLES])
+    p4 = massless_p4(particles.pt, particles.eta, particles.phi)
+    return jets_table(*p4, np.full(num_jets, label))
+
+
+def _constituents(label, seed):
+    """The constituents of the selected jets, batch by batch: (jets, constituents)."""
     veto = DecayVeto(TOP, 500.0, 900.0) if label == 1 else None
     pythia = new_pythia(("Beams:eCM = 14000.", *CLASSES[label]), seed, veto)
-    found, num_found = [], 0
     for record, objects in batches(pythia, ATLAS, np.random.default_rng(seed)):
         # Tracks are massless before the clustering, too, as no published particle is far outside.
         objects["energy"] = np.hypot(direction(objects).pt, objects.pz)
@@ -82,15 +91,7 @@ def simulate(label, num_jets, seed):
         selected = (jets.pt < JET_PT[1]) & (abs(jets.eta) < JET_MAX_ETA)
         if label == 1:
             selected = selected & _holds_top(jets, record)
-        found.append(ak.flatten(constituents[selected], axis=1))
-        num_found += len(found[-1])
-        if num_found >= num_jets:
-            break
-    particles = ak.concatenate(found)[:num_jets]
-    particles = particles[ak.argsort(direction(particles).pt, axis=1, ascending=False)]
-    particles = direction(particles[:, :MAX_PARTICLES])
-    p4 = massless_p4(particles.pt, particles.eta, particles.phi)
-    return jets_table(*p4, np.full(num_jets, label))
+        yield ak.flatten(constituents[selected], axis=1)
 
 
 def _holds_top(jets, record):
