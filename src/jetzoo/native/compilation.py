@@ -1,0 +1,311 @@
+"""Compiles the kernels at their first use, keeps the libraries, and loads them with care.
+
+A library that was cut short would kill the process that maps it, so the size and the checksum of
+each are kept beside it and compared before it is loaded. Threads and processes that need the same
+library at the same time wait for the first of them.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from .structures import STRUCTURES
+
+try:
+    import fcntl
+except ImportError:  # there is none on Windows
+    fcntl = None
+
+logger = logging.getLogger("jetzoo")
+
+SOURCES = Path(__file__).parent
+LIBRARIES = {
+    "part": ("threads", "part", "part_layers", "part_pairs", "part_attention"),
+    "training": ("threads", "products", "attention", "chains", "pairs"),
+}
+# Not -ffast-math: it changes how the whole process treats small numbers.
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-fPIC",
+    "-pthread",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-fno-semantic-interposition",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wno-psabi",
+]
+
+# A failure that may pass is tried again at once, this often, and from then on after a while.
+TRIES = 3
+PAUSE = 60  # seconds
+PATIENCE = 300  # seconds to wait for another process that compiles
+
+
+class Unavailable(Exception):
+    """The kernels cannot run in this process, now or later."""
+
+
+class _State:
+    """What this process knows of the libraries."""
+
+    def __init__(self):
+        self.lock = threading.RLock()
+        self.libraries = {}  # of each name a library, or None if there will never be one
+        self.failures = {}  # of each name how many there were, and when the last one was
+        self.said = set()
+
+    def warn(self, message, *values):
+        """Log a warning, once."""
+        if (message, *values) not in self.said:
+            self.said.add((message, *values))
+            logger.warning(message, *values)
+
+
+_state = _State()
+if hasattr(os, "register_at_fork"):
+    # Another thread may have held the lock when the process was forked.
+    os.register_at_fork(after_in_child=lambda: setattr(_state, "lock", threading.RLock()))
+
+
+def load(name):
+    """A library of kernels, or None where it cannot be compiled.
+
+    It is kept in ``$XDG_CACHE_HOME/jetzoo`` (``~/.cache/jetzoo``), or, if nothing can be written
+    there, in a folder of this user in the temporary directory, under a name that depends on the
+    sources, the compiler and the processor. ``CXX`` chooses the compiler; ``JETZOO_NATIVE=0`` does
+    without kernels.
+
+    Parameters
+    ----------
+    name : {"part", "training"}
+
+    Returns
+    -------
+    ctypes.CDLL or None
+        The reason for None is logged. A failure that may pass is tried again later.
+    """
+    try:
+        return _state.libraries[name]
+    except KeyError:
+        pass
+    with _state.lock:
+        if name in _state.libraries:  # another thread was first
+            return _state.libraries[name]
+        count, last = _state.failures.get(name, (0, 0.0))
+        if count >= TRIES and time.monotonic() < last + PAUSE:
+            return None
+        try:
+            library = _find_or_compile(name)
+        except Unavailable as reason:
+            _state.warn("%s: PyTorch's own kernels run instead", str(reason))
+            library = None
+        except (OSError, subprocess.SubprocessError) as error:
+            _state.failures[name] = (count + 1, time.monotonic())
+            _state.warn(
+                "the kernels %r cannot be made now (%s): PyTorch's own run", name, _reason(error)
+            )
+            return None
+        _state.libraries[name] = library
+        return library
+
+
+def forget():
+    """Let the next :func:`load` look for the libraries anew."""
+    with _state.lock:
+        for found in (_state.libraries, _state.failures, _state.said):
+            found.clear()
+
+
+load.cache_clear = forget
+
+
+def _find_or_compile(name):
+    if os.environ.get("JETZOO_NATIVE") == "0":
+        logger.info("native kernels are switched off (JETZOO_NATIVE=0)")
+        return None
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++")), None)
+    if compiler is None or not shutil.which(compiler.split()[0]):
+        raise Unavailable(f"no C++ compiler ({compiler or 'g++ or clang++'})")
+    command = [*compiler.split(), *FLAGS]
+    file = f"{name}-{_digest(name, command)}.so"
+    failure = None
+    for folder in _folders():
+        path = folder / file
+        try:
+            if not _is_whole(path):
+                _compile(name, command, path)
+            return _checked(name, ctypes.CDLL(str(path)))
+        except (OSError, subprocess.SubprocessError) as error:
+            if isinstance(error, subprocess.CalledProcessError) and not _may_pass(error):
+                raise Unavailable(
+                    f"the library {name!r} does not compile ({_reason(error)})"
+                ) from error
+            _state.warn("compiled kernels cannot be kept in %s (%s)", folder, _reason(error))
+            failure = error
+    raise failure or OSError("there is no folder that the kernels can be kept in")
+
+
+def _digest(name, command):
+    """What a library depends on: its sources, the compiler and its flags, and the processor."""
+    version = _run([*command[: -len(FLAGS)], "--version"], check=False).stdout
+    digest = hashlib.sha256("\n".join((version, *command, _processor())).encode())
+    for path in (*_sources(name), *sorted(SOURCES.glob("*.h"))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:20]
+
+
+def _sources(name):
+    return [SOURCES / f"{source}.cpp" for source in LIBRARIES[name]]
+
+
+@functools.cache
+def _processor():
+    """What -march=native looks at: a home folder may be shared by different machines."""
+    try:
+        with open("/proc/cpuinfo") as info:
+            lines = [x for x in info if x.startswith(("flags", "Features", "model", "cpu family"))]
+    except OSError:
+        lines = []
+    return platform.machine() + "".join(sorted(set(lines)))
+
+
+def _folders():
+    """Where libraries may be kept: the first folder, or the second one if that does not serve."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jetzoo"
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        _state.warn("there is no folder for compiled kernels (%s)", _reason(error))
+    user = getattr(os, "getuid", lambda: os.environ.get("USERNAME", ""))()
+    folder = Path(tempfile.gettempdir()) / f"jetzoo-{user}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    # Anybody may write to the temporary directory: what is loaded must be of this user.
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022 or found.st_uid != user:
+        raise Unavailable(f"{folder} is not a folder of this user alone")
+    yield folder
+
+
+def _is_whole(path):
+    """Whether a library is, byte for byte, what was compiled."""
+    try:
+        expected = json.loads(_seal_of(path).read_text())
+        return path.stat().st_size == expected["size"] and _sha256(path) == expected["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _seal_of(path):
+    return path.with_name(path.name + ".json")
+
+
+def _sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _compile(name, command, path):
+    """Write a library and its checksum, unless another process does it meanwhile."""
+    with _between_processes(path.with_name(path.name + ".lock")):
+        if _is_whole(path):
+            return
+        logger.info("compiling the kernels %r for this processor", name)
+        with tempfile.TemporaryDirectory(
+            prefix=".compiling-", dir=path.parent, ignore_cleanup_errors=True
+        ) as folder:
+            library, seal = Path(folder) / path.name, Path(folder) / "seal.json"
+            build(_sources(name), command, library)
+            seal.write_text(
+                json.dumps({"size": library.stat().st_size, "sha256": _sha256(library)})
+            )
+            library.replace(path)
+            seal.replace(_seal_of(path))
+
+
+def build(sources, command, library):
+    """Compile sources, two at a time, and link them to a shared library.
+
+    Parameters
+    ----------
+    sources : sequence of Path
+    command : list of str
+        The compiler and its options.
+    library : Path
+        To be written; object files are left beside it.
+    """
+    objects = [library.with_name(source.stem + ".o") for source in sources]
+    with ThreadPoolExecutor(2) as pool:
+        pairs = zip(map(str, sources), map(str, objects), strict=True)
+        list(pool.map(lambda pair: _run([*command, "-c", pair[0], "-o", pair[1]]), pairs))
+    _run([*command, "-shared", *map(str, objects), "-o", str(library)])
+
+
+def _run(command, check=True):
+    return subprocess.run(
+        command, check=check, capture_output=True, encoding="utf-8", errors="replace"
+    )
+
+
+@contextlib.contextmanager
+def _between_processes(path):
+    """Hold a file that one process at a time can hold, or go on without after a while.
+
+    Without, two processes may compile the same library, each in a folder of its own.
+    """
+    if fcntl is None:
+        yield
+        return
+    with open(path, "a") as file:
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.05)
+            except OSError:  # a file system without locks
+                break
+        yield
+
+
+def _checked(name, library):
+    """The library, if its structures are as large as those of Python."""
+    for structure in STRUCTURES[name]:
+        size = getattr(library, f"sizeof_{structure.__name__}", None)
+        if size is None:
+            raise Unavailable(f"the library {name!r} does not know {structure.__name__}")
+        size.restype = ctypes.c_int64
+        if size() != ctypes.sizeof(structure):
+            raise Unavailable(
+                f"{structure.__name__} takes {size()} bytes in C++ and "
+                f"{ctypes.sizeof(structure)} in Python"
+            )
+    return library
+
+
+def _may_pass(error):
+    """Whether a compiler failed for want of memory or space, not because of what it compiled."""
+    signs = ("No space left", "Killed", "emory", "Read-only file system", "Permission denied")
+    return error.returncode < 0 or any(sign in (error.stderr or "") for sign in signs)
+
+
+def _reason(error):
+    text = getattr(error, "stderr", None) or str(error) or type(error).__name__
+    return text.strip().split("\n")[0]
