@@ -36,6 +36,7 @@ end_job() {
     if [[ $predict == no ]]; then
         hint="; with --resume, the training continues after its last whole epoch"
     fi
-    echo "Stopped by $1: $job_name and its processes have ended$hint." >&3
+    # On a line of its own, after what may be half of a progress bar.
+    printf '\n%s\n' "Stopped by $1: $job_name and its processes have ended$hint." >&3
     exit "$2"
 }

@@ -65,7 +65,7 @@ find_last_epoch() {
 
 # PyTorch writes zip files, whose last 22 bytes are a record of its own: a file that was cut lacks it.
 is_whole() {
-    [[ -s $1 && $(tail -c 22 -- "$1" | head -c 4) == $'PK\x05\x06' ]]
+    [[ -s $1 ]] && starts_with <(tail -c 22 -- "$1") $'PK\x05\x06'
 }
 
 make_output() {

@@ -83,7 +83,7 @@ def run(checkout, published, tmp_path):
             **environment,
         }
         return subprocess.run(
-            [checkout / f"train_{dataset}.sh", *arguments],
+            [checkout / f"train_{dataset}.sh", *map(str, arguments)],
             env=kept | {k: str(v) for k, v in environment.items()},
             cwd=tmp_path,
             capture_output=True,

@@ -1,0 +1,476 @@
+"""The training scripts at their boundaries: misuse, own networks, interruption, continuation."""
+
+# ruff: noqa: F401, F811  # pytest finds imported fixtures by the names of arguments
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import handmade
+import numpy as np
+import pytest
+import torch
+from train_scripts import (
+    FEATURES,
+    WRITE_PREDICTIONS,
+    assert_misuse,
+    checkout,
+    dry_run,
+    published,
+    run,
+    stub,
+    touch,
+    with_path,
+)
+
+FOLDER = Path("training") / "QuarkGluon" / "PFN" / "kin"
+
+
+def files_below(folder):
+    return sorted(path for path in folder.rglob("*") if "networks" not in path.parts)
+
+
+@pytest.fixture
+def refused(run, checkout, tmp_path):
+    """Run a script that must refuse: one sentence, exit code 2, nothing started or created."""
+    stub(tmp_path / "bin", "weaver", "echo started")
+    stub(tmp_path / "bin", "jetzoo", "exit 1")
+
+    def refused(*arguments, fragments=(), **environment):
+        before = files_below(checkout)
+        environment = {"PATH": with_path(tmp_path / "bin"), **environment}
+        result = run("QuarkGluon", "PFN", "kin", *map(str, arguments), **environment)
+        assert_misuse(result, *fragments)
+        assert files_below(checkout) == before
+
+    return refused
+
+
+@pytest.fixture
+def own_folder(tmp_path):
+    """A folder for JETZOO_PATH, with a network and a data config that no list knows."""
+    folder = tmp_path / "my zoo"
+    network = "from jetzoo.networks.PFN import *\n"
+    for name in ("networks/Mine.py", "networks/PFN.py", "networks/_parts.py"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(network)
+    for name in ("qg_mine", "qg_kin.0123456789abcdef.auto", "top_mine"):
+        path = folder / "data" / "QuarkGluon" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return folder
+
+
+def test_networks_and_data_configs_of_a_user(dry_run, run, own_folder, tmp_path):
+    where = {"JETZOO_PATH": f"{tmp_path / 'absent'}:{own_folder}"}
+    _, args = dry_run("QuarkGluon", "Mine", "mine", **where)
+    assert args.network_config == str(own_folder / "networks" / "Mine.py")
+    assert args.data_config == str(own_folder / "data" / "QuarkGluon" / "qg_mine.yaml")
+    assert (args.start_lr, args.batch_size) == (1e-3, 512)
+    assert args.optimizer_option == [] and args.load_model_weights is None
+    # What comes earlier wins; a row of the table holds for every network of its name.
+    _, args = dry_run("QuarkGluon", "PFN", "kin", **where)
+    assert args.network_config == str(own_folder / "networks" / "PFN.py")
+    assert (args.start_lr, args.batch_size) == (2e-2, 4096)
+
+    listed = run("QuarkGluon", "-h", **where).stdout
+    assert re.search(r"MODEL +ParT LinformerParT .* PN-FineTune Mine\n", listed)
+    assert re.search(r"FEATURES +kinpid kin kinpidplus mine\n", listed)
+    assert_misuse(run("QuarkGluon", "Mine"), "no model 'Mine'")
+    assert_misuse(run("TopLandscape", "Mine", "mine", **where), "no feature set 'mine'")
+    assert_misuse(run("QuarkGluon", "Mine", "--attention", "sdpa", **where), "--attention")
+
+
+def test_lists_of_jetzoo(run, dry_run, tmp_path):
+    """Methods and backends are those that jetzoo names; without it, Python checks them later."""
+    script = 'case "$*" in "list methods") printf "a\\nb\\n";; "list backends") echo c;; esac'
+    path = with_path(stub(tmp_path / "bin", "jetzoo", script))
+    assert_misuse(run("QuarkGluon", "--quantize", "static", PATH=path), "'static'", "are a b.")
+    assert_misuse(run("QuarkGluon", "--attention", "sdpa", PATH=path), "'sdpa'", "are c.")
+    words, _ = dry_run("QuarkGluon", "--quantize", "b", "--attention", "c", PATH=path)
+    assert "'c'" in words
+    assert "METHOD is a b\n" in run("QuarkGluon", "-h", PATH=path).stdout
+    path = with_path(stub(tmp_path / "bin", "jetzoo", "exit 2"))
+    dry_run("QuarkGluon", "--quantize", "anything", "--attention", "any", PATH=path)
+
+
+@pytest.mark.parametrize(
+    "option, values",
+    [
+        ("--batch-size", ["0", "-1", "1.5", "many", "", "nan"]),
+        ("--num-epochs", ["0", "-1", "two", "1e1"]),
+        ("--steps-per-epoch", ["0", "-1"]),
+        ("--samples-per-epoch-val", ["0", "x"]),
+        ("--num-workers", ["-1", "half"]),
+        ("--start-lr", ["0", "-1e-3", "nan", "inf", "1e", "0.0e3", "fast"]),
+        ("--data-fraction", ["0", "1.5", "-0.5", "2", "5e0"]),
+        ("--train-val-split", ["0", "1", "8"]),
+        ("--fetch-step", ["all"]),
+        ("--gpus", ["abc", "-1", "0;1", "0,", "cuda:0"]),
+        ("--predict-gpus", ["one"]),
+        ("--seed", ["-1", "1.5", "4294967296", "99999999999", "x", ""]),
+    ],
+)
+def test_numbers(option, values, refused):
+    for value in values:
+        refused(option, value, fragments=[option])
+        refused(f"{option}={value}", fragments=[option])
+    refused(option, fragments=[option])
+
+
+def test_numbers_that_python_takes(dry_run):
+    options = "--batch-size 1_024 --start-lr 5E-4 --data-fraction 1e-1 --fetch-step -1 "
+    options += "--samples-per-epoch-val -1 --data-fraction-val 1.0 --warmup-steps 0"
+    _, args = dry_run("QuarkGluon", *options.split())
+    assert (args.batch_size, args.start_lr, args.data_fraction) == (1024, 5e-4, 0.1)
+
+
+def test_seed(dry_run):
+    for words in (["--seed", "7"], ["--seed=7"], ["--seed", "007"]):
+        _, args = dry_run("TopLandscape", "PN", *words)
+        assert args.network_option == [["seed", "7"]]
+
+
+def test_options_that_are_no_python(refused, dry_run):
+    refused("-o", "attention", "sdpa", fragments=["attention", "'sdpa'", "quotes"])
+    refused("--optimizer-option", "betas", "(0.9,", fragments=["betas"])
+    refused("--network-option", "num_layers", fragments=["--network-option", "a name and a value"])
+    values = ["-1", "'a b'", "(1, 2)", "None", "1e-3", '{"a": [1]}']
+    _, args = dry_run("QuarkGluon", *[w for value in values for w in ("-o", "x", value)])
+    assert args.network_option == [["x", value] for value in values]
+
+
+@pytest.mark.parametrize(
+    "gpus, seen, fragment",
+    [("0", 0, "no GPU"), ("0,2", 2, "2 GPUs"), ("10", 2, "2 GPUs"), ("0, 1", 2, None)],
+)
+def test_gpus_that_are_not_there(gpus, seen, fragment, refused, run, tmp_path):
+    stub(tmp_path / "bin", "python3", f"echo {seen}")
+    if fragment:
+        refused("--gpus", gpus, fragments=[f"--gpus {gpus}", fragment])
+    else:
+        stub(tmp_path / "bin", "weaver", WRITE_PREDICTIONS)
+        stub(tmp_path / "bin", "jetzoo", "")
+        result = run("QuarkGluon", "--gpus", gpus, PATH=with_path(tmp_path / "bin"))
+        assert result.returncode == 0, result.stderr
+
+
+def test_more_processes_than_gpus(refused, tmp_path):
+    stub(tmp_path / "bin", "python3", "echo 2")
+    refused("--gpus", "0", fragments=["DDP_NGPUS=4", "2 GPUs"], DDP_NGPUS=4)
+
+
+def test_weights(refused, tmp_path):
+    (tmp_path / "folder.pt").mkdir()
+    (tmp_path / "text.pt").write_text("weights")
+    (tmp_path / "empty.pt").touch()
+    touch(tmp_path / "a:b.pt")
+    touch(tmp_path / "net.pt").rename(tmp_path / "net.pth")
+    for name in ("absent.pt", "folder.pt", "text.pt", "empty.pt", "a:b.pt", "net.pth"):
+        refused("--load", name, fragments=["--load", name])
+        refused("--predict", "--load", name, fragments=["--load", name])
+        refused("--load-model-weights", name, fragments=["--load-model-weights"])
+    if os.geteuid():
+        touch(tmp_path / "secret.pt").chmod(0)
+        refused("--load", "secret.pt", fragments=["secret.pt", "permission"])
+    refused("--load-epoch", "1", fragments=["--load-epoch", "--resume"])
+
+
+@pytest.mark.parametrize("option", ["--data-train", "--data-val", "--data-test", "-i", "-l", "-t"])
+def test_files_of_the_user(option, refused, tmp_path):
+    (tmp_path / "empty.parquet").touch()
+    (tmp_path / "folder.root").mkdir()
+    (tmp_path / "page.root").write_text("<html>")
+    (tmp_path / "zeros.h5").write_bytes(bytes(1000))
+    (tmp_path / "jets.csv").write_text("1,2")
+    good = str(touch(tmp_path / "good.root"))
+    for name in (
+        "absent.root",
+        "empty.parquet",
+        "folder.root",
+        "page.root",
+        "zeros.h5",
+        "jets.csv",
+    ):
+        refused(option, name, fragments=[name])
+        refused(option, good, f"group:{name}", fragments=[name])
+    refused(option, "*.csv", fragments=["jets.csv"])
+    refused(option, "a:root://host/b.root", fragments=["colon"])
+    refused(option, fragments=["needs a file"])
+
+
+def test_files_of_the_data_set(refused, tmp_path):
+    for split in ("train", "val", "test"):
+        touch(tmp_path / "data" / f"{split}_file_0.parquet")
+    (tmp_path / "data" / "test_file_0.parquet").write_text("version https://git-lfs")
+    where = {"DATADIR_QuarkGluon": tmp_path / "data"}
+    refused(fragments=["test_file_0.parquet is not a parquet file"], **where)
+    (tmp_path / "data" / "train_file_1.parquet").touch()
+    refused(fragments=["train_file_1.parquet is empty"], **where)
+
+
+@pytest.mark.parametrize(
+    "comment", ["x" * 300, "é" * 150, "*[a]", "what?", "a/b", "a:b", "a\\b", "a\nb", "{auto}"]
+)
+def test_comments(comment, refused):
+    refused(fragments=["COMMENT"], COMMENT=comment)
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "back\\slash"])
+def test_paths_that_weaver_cannot_take(name, refused, tmp_path):
+    folder = tmp_path / name
+    path = touch(folder / "train_file_0.parquet")
+    for option in ("--data-train", "--load", "-m", "--predict-output", "--profile", "--resume"):
+        refused(option, path, fragments=["backslash or a line break"])
+    refused(fragments=["backslash or a line break"], DATADIR_QuarkGluon=folder)
+
+
+def test_output_folder_that_cannot_be_made(checkout, run):
+    path = checkout / "training" / "TopLandscape" / "MambaParT"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("a file")
+    assert_misuse(run("TopLandscape", "MambaParT"), str(path), "cannot be made")
+    assert path.read_text() == "a file"
+
+
+def test_odd_folders_work(run, checkout, tmp_path):
+    """Spaces, quotes and dollars, in data, output and weights."""
+    odd = 'it\'s $HOME; "x" & é'
+    data = tmp_path / odd
+    for split in ("train", "val", "test"):
+        touch(data / f"{split}_file_0.parquet")
+    folder = stub(
+        tmp_path / "bin", "weaver", f'printf "%s\\n" "$@" >{tmp_path}/words\n' + WRITE_PREDICTIONS
+    )
+    stub(folder, "jetzoo", 'printf "%s\\n" "$@"')
+    load = touch(data / "net.pt")
+    result = run(
+        "QuarkGluon", "PFN", "kin", "--load", load,
+        PATH=with_path(folder), DATADIR_QuarkGluon=data, COMMENT=f"_{odd}",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    words = (tmp_path / "words").read_text().splitlines()
+    assert f"{data}/train_file_*.parquet" in words and str(load) in words
+    output = Path(words[words.index("--model-prefix") + 1]).parent
+    assert output.parent == checkout / FOLDER and output.name.endswith(f"_{odd}")
+    assert result.stdout.splitlines()[:2] == [
+        "evaluate",
+        str(output / "predict_output" / "pred.root"),
+    ]
+
+
+@pytest.mark.parametrize("options", [[], ["--run-mode", "train,test"], ["--profile"]])
+def test_a_run_without_predictions_fails(options, run, tmp_path):
+    folder = stub(tmp_path / "bin", "weaver", "")
+    stub(folder, "jetzoo", "echo started")
+    result = run("QuarkGluon", *options, PATH=with_path(folder))
+    assert result.returncode == 1 and result.stdout == ""
+    assert "nothing to evaluate" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["evaluate", "profile"])
+def test_a_run_whose_last_step_failed_fails(command, run, tmp_path):
+    folder = stub(tmp_path / "bin", "weaver", WRITE_PREDICTIONS)
+    stub(folder, "jetzoo", f"[[ $1 != {command} ]] || exit 5")
+    result = run("QuarkGluon", "--profile", PATH=with_path(folder))
+    assert result.returncode == 5
+
+
+def test_no_folder_is_left_where_weaver_did_not_start(checkout, run, tmp_path):
+    """weaver refuses an option that it does not know with exit code 2, before its log starts."""
+    folder = stub(tmp_path / "bin", "weaver", "exit 2")
+    (checkout / FOLDER).mkdir(parents=True, exist_ok=True)
+    before = files_below(checkout)
+    result = run("QuarkGluon", "PFN", "kin", "--no-such-option", "1", PATH=with_path(folder))
+    assert result.returncode == 2
+    assert files_below(checkout) == before
+
+
+def alive(pids):
+    """Those of the processes that run; one that ended and waits for its parent does not."""
+
+    def runs(pid):
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[1].split()[0] != "Z"
+        except FileNotFoundError:
+            return False
+
+    return [pid for pid in pids if runs(pid)]
+
+
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def started(checkout, tmp_path):
+    """Start a script and go on; what it prints goes to the files `output` and `errors`."""
+    processes = []
+
+    def started(*arguments, **environment):
+        environment = {"VIRTUAL_ENV": sys.prefix, "PATH": with_path(tmp_path), **environment}
+        with (tmp_path / "output").open("w") as output, (tmp_path / "errors").open("w") as errors:
+            process = subprocess.Popen(
+                [checkout / "train_QuarkGluon.sh", "PFN", "kin", *arguments],
+                env={**os.environ, **{key: str(value) for key, value in environment.items()}},
+                stdout=output,
+                stderr=errors,
+            )
+        processes.append(process)
+        return process
+
+    yield started
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+
+
+@pytest.fixture
+def started_stub(started, published, tmp_path):
+    """Start a script with a weaver of the test; returns it and the process ids of weaver."""
+
+    def started_stub(script):
+        pids = tmp_path / "pids"
+        folder = stub(tmp_path / "bin", "weaver", f"{script} echo $$ $! >'{pids}'; wait")
+        stub(folder, "jetzoo", "echo evaluated")
+        process = started(PATH=with_path(folder), DATADIR_QuarkGluon=published / "QuarkGluon")
+        wait_for(lambda: pids.is_file() and pids.read_text().count("\n"))
+        children = [int(word) for word in pids.read_text().split()]
+        assert alive(children) == children
+        return process, children
+
+    return started_stub
+
+
+@pytest.mark.parametrize("number, code", [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_interruption_ends_all_processes(number, code, started_stub, tmp_path):
+    """weaver and what it started end, with one sentence and the code of the signal."""
+    process, children = started_stub("sleep 300 &")
+    process.send_signal(getattr(signal, number))
+    assert process.wait(timeout=30) == code
+    assert alive(children) == []
+    assert (tmp_path / "output").read_text() == ""
+    command, empty, sentence = (tmp_path / "errors").read_text().splitlines()
+    assert empty == ""
+    assert command.startswith("+ ")
+    assert "weaver and its processes have ended" in sentence and "--resume" in sentence
+
+
+def test_the_second_signal_kills_what_does_not_listen(started_stub, tmp_path):
+    process, children = started_stub("trap '' TERM; (while true; do sleep 0.1; done) &")
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert alive(children) == children
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 143
+    assert alive(children) == []
+    assert (tmp_path / "errors").read_text().splitlines()[-1].startswith("Stopped by SIGTERM")
+
+
+@pytest.fixture
+def stopped(checkout):
+    """Write the output folder of a stopped training with whole and cut epochs."""
+
+    def stopped(name, whole, cut=()):
+        folder = checkout / FOLDER / name
+        folder.mkdir(parents=True)
+        made.append(folder)
+        for epoch in (*whole, *cut):
+            for kind in ("state", "optimizer"):
+                torch.save({"w": torch.ones(3)}, folder / f"net_epoch-{epoch}_{kind}.pt")
+        for epoch in cut:
+            path = folder / f"net_epoch-{epoch}_optimizer.pt"
+            path.write_bytes(path.read_bytes()[:-30])
+        return folder
+
+    made = []
+    yield stopped
+    for folder in made:
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+
+
+def test_resume(stopped, dry_run, checkout):
+    old = stopped("20250101-000000", [0, 1, 2, 3])
+    new = stopped("20250102-000000_try", [0, 2, 10], cut=[11])
+    (new / "net_epoch-12_state.pt").write_bytes((new / "net_epoch-10_state.pt").read_bytes())
+    stopped("20250103-000000", [])  # stopped in its first epoch
+    stopped("20250104-000000-node1", [5])  # no folder of node 0
+    for words in (["--resume"], ["--resume", str(new)], [f"--resume={new}/"]):
+        _, args = dry_run("QuarkGluon", "PFN", "kin", *words, "--num-epochs", "20")
+        assert args.model_prefix.replace("//", "/") == f"{new}/net" and args.load_epoch == 10
+        assert args.log.replace("//", "/") == f"{new}/train.log"
+        assert args.load_model_weights is None and args.num_epochs == 20
+    _, args = dry_run("QuarkGluon", "PFN", "kin", "--resume", old)
+    assert args.model_prefix == f"{old}/net" and args.load_epoch == 3
+
+
+def test_resume_of_several_nodes(stopped, run, published, tmp_path):
+    """Every node goes on from the epoch of node 0, in a folder of its own."""
+    old = stopped("20250101-000000", [0, 1])
+    stopped("20250101-000001-node1", [0])
+    folder = stub(tmp_path / "bin", "torchrun", "exit 0")
+    stub(folder, "python3", "echo 1")
+    nodes = {"DDP_NNODES": 2, "DDP_RDZV": "head:29500", "DDP_NODE_RANK": 1}
+    result = run(
+        "QuarkGluon", "PFN", "kin", "--resume", "--gpus", "0", PATH=with_path(folder), **nodes
+    )
+    assert result.returncode == 0, result.stderr
+    words = shlex.split(result.stderr.splitlines()[0])
+    output = Path(words[words.index("--model-prefix") + 1]).parent
+    assert words[words.index("--load-epoch") + 1] == "1"
+    assert output.name.endswith("-node1") and output.parent == old.parent
+    for kind in ("state", "optimizer"):
+        name = f"net_epoch-1_{kind}.pt"
+        assert (output / name).read_bytes() == (old / name).read_bytes()
+
+
+def test_resume_misuse(refused, stopped, tmp_path):
+    refused("--resume", fragments=["no training to resume", str(FOLDER)])
+    refused("--resume", "absent", fragments=["absent"])
+    refused("--resume", tmp_path, fragments=["no epoch is whole"])
+    refused("--resume=", fragments=["--resume"])
+    folder = stopped("20250101-000000", [0])
+    touch(tmp_path / "net.pt")
+    refused("--resume", "--load", "net.pt", fragments=["--resume", "--load"])
+    refused("--resume", folder, "-m", "a/net", fragments=["--resume", "--model-prefix"])
+    refused("--resume", "--predict", "--load", "net.pt", fragments=["--resume", "--predict"])
+
+
+def test_interrupted_and_resumed_training(run, started, tmp_path):
+    """A real training is stopped after its first epoch, then continued in the same folder."""
+    handmade.write_dataset(tmp_path / "jets", "QuarkGluon", np.random.default_rng(0))
+    options = ["--gpus", "", "--num-workers", "1", "--batch-size", "16", "--seed", "1"]
+    options += ["--samples-per-epoch", "512", "--samples-per-epoch-val", "64"]
+    where = {"DATADIR_QuarkGluon": tmp_path / "jets", "OMP_NUM_THREADS": 1}
+    process = started(*options, "--num-epochs", "1000", **where)
+    wait_for(lambda: (tmp_path / "errors").read_text().count("\n"))
+    words = shlex.split((tmp_path / "errors").read_text().splitlines()[0])
+    folder = Path(words[words.index("--model-prefix") + 1]).parent
+    wait_for(lambda: process.poll() or (folder / "net_epoch-1_state.pt").is_file(), seconds=120)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    errors = (tmp_path / "errors").read_text()
+    assert errors.splitlines()[-1].startswith("Stopped by Ctrl-C")
+    assert "Traceback" not in errors
+
+    epochs = {int(path.name.split("-")[1].split("_")[0]) for path in folder.glob("net_epoch-*")}
+    end = max(epochs) + 3
+    result = run("QuarkGluon", "PFN", "kin", *options, "--num-epochs", end, "--resume", **where)
+    assert result.returncode == 0, result.stderr
+    assert f"--load-epoch {max(epochs)} " in result.stderr.splitlines()[0]
+    assert (folder / f"net_epoch-{end - 1}_state.pt").is_file()
+    assert json.loads((folder / "predict_output" / "metrics.json").read_text())["num_jets"] == 64
+    assert "Epoch #0 training" in (folder / "train.log").read_text()
