@@ -1,14 +1,16 @@
-"""Kill a conversion or a simulation at each of its moves of a file, and repeat it.
+"""Kill a way to get a data set at each of its moves of a file, and repeat it.
 
-`python killed_runs.py convert|simulate FOLDER SOURCE...` prints how many moves there are; it ends
-with an error where a repeated run does not give the files of an uninterrupted one. A process of its
-own, as it forks, which the threads of a test session would not survive.
+`python killed_runs.py convert|download|simulate FOLDER SOURCE...` prints how many moves there are;
+it ends with an error where a repeated run does not give the files of an uninterrupted one. A
+process of its own, as it forks, which the threads of a test session would not survive.
 """
 
 import os
+import shutil
 import sys
 import traceback
 from concurrent.futures import Future
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -16,7 +18,8 @@ import awkward as ak
 import numpy as np
 import pandas  # noqa: F401 (otherwise pyarrow imports it in each child)
 
-from jetzoo.datasets import CATALOGUE, Dataset, convert
+from jetzoo.datasets import CATALOGUE, Archive, Dataset, convert, download
+from jetzoo.datasets.transfer import md5
 from jetzoo.schema import jets_table
 from jetzoo.simulate import generate, production
 
@@ -83,12 +86,12 @@ def attempt(work, folder, fatal=None):
     """Run in a child that dies, without any cleaning up, at move number `fatal`."""
     child = os.fork()
     if child == 0:
-        moves, replace = count(), os.replace
+        moves, real_replace = count(), os.replace
 
         def dying_replace(source, target):
             if next(moves) == fatal:
                 os._exit(KILLED)
-            replace(source, target)
+            real_replace(source, target)
 
         os.replace = dying_replace
         try:
@@ -102,7 +105,18 @@ def attempt(work, folder, fatal=None):
 
 def main(way, base, *sources):
     base = Path(base)
+
+    def unpack(folder):
+        """The archive that was downloaded is there, as long as it is not unpacked."""
+        if not (folder / "Toy").exists():
+            folder.mkdir(parents=True)
+            shutil.copy(sources[0], folder / "Toy.tar")
+        archive = Archive(("http://127.0.0.1:9/Toy.tar",), md5(folder / "Toy.tar"))
+        CATALOGUE["Toy"] = replace(TOY, archives=(archive,))
+        download("Toy", folder)
+
     works = {
+        "download": unpack,
         "convert": lambda folder: convert("QuarkGluon", sources, folder),
         "simulate": lambda folder: generate("Toy", 40, folder, seed=3),
     }

@@ -123,7 +123,7 @@ def npz_bytes(**arrays):
 GOOD = {"X": np.ones((3, 2, 4)), "y": np.ones(3)}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 @example(None)
 def test_any_npz_is_converted_or_refused(tmp_path_factory, data):

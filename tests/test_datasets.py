@@ -11,6 +11,7 @@ import sys
 import tarfile
 import threading
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -427,7 +428,7 @@ def test_damaged_manifest(server, publish, get, tmp_path, manifest):
     assert visible(tmp_path / "QuarkGluon").keys() == {name.split("/")[1] for name in PUBLISHED}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.binary()
     | st.recursive(
@@ -540,6 +541,19 @@ def test_complete_data_on_a_disk_that_is_only_read(publish, get, tmp_path):
     finally:
         base.chmod(0o755)
         (base / "QuarkGluon").chmod(0o755)
+
+
+def test_unpacking_killed_at_any_move_is_repeated(tmp_path):
+    files = [("Toy/train.root", b"x" * 1000), ("Toy/val/val.root", b"y"), ("Toy/test.root", b"z")]
+    (tmp_path / "Toy.tar").write_bytes(tar_bytes(files))
+    script = Path(__file__).with_name("killed_runs.py")
+    run = subprocess.run(
+        [sys.executable, script, "download", tmp_path / "runs", tmp_path / "Toy.tar"],
+        capture_output=True,
+        text=True,
+    )
+    # The manifest is written, and the files are moved.
+    assert (run.returncode, run.stdout.splitlines()[-1]) == (0, "4"), run.stderr
 
 
 def test_full_disk_while_unpacking(publish, get, tmp_path, monkeypatch):

@@ -101,11 +101,17 @@ def reason(error):
 
 
 def write_text(path, text):
-    """Write a file as a whole or not at all; `surrogateescape` decoded what is not UTF-8 in it."""
-    from jetzoo.tables import atomic  # takes a second to import
+    """Write a file as a whole or not at all; `surrogateescape` decoded what is not UTF-8 in it.
 
-    with atomic(path) as partial:
-        partial.write_text(text, errors="surrogateescape")
+    For files that a lock protects: the name of the partial file is always the same, so that a
+    killed run leaves nothing that the next one does not take away.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(text, errors="surrogateescape")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def refuse_jets(folder, known=()):

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from jetzoo import UserError
+from jetzoo import UserError, repository
 from jetzoo.datasets.catalogue import CATALOGUE
 from jetzoo.datasets.folder import at_work, finish, publish, refuse_jets
 from jetzoo.schema import write_parquet, write_root
@@ -100,9 +100,8 @@ def _generator(dataset):
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"the simulation needs {error.name}: pip install -e '.[simulate]'"
-        ) from error
+        package = "-e '.[simulate]'" if repository.checkout() else "'jetzoo[simulate]'"
+        raise UserError(f"the simulation needs {error.name}: pip install {package}") from error
 
 
 def _make_files(module, num_jets, seed, jobs, folder):
