@@ -1,4 +1,4 @@
-"""Time by kind of layer of ParT, before and after each optimisation: `jetzoo profile`, thrice.
+"""Time by kind of layer of ParT, before and after each optimisation, from `jetzoo profile`.
 
     python benchmarks/layers.py
     python benchmarks/layers.py --only engines
@@ -8,46 +8,65 @@ Every comparison is one run, in which the configurations are timed in turn. Writ
 rooflines of the network as it is and of the fast engine.
 """
 
-import argparse
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 
+from common import DATA_CONFIG, NETWORK, argument_parser, read_csv, write_csv
+
+from jetzoo import tables
+from jetzoo.attention.backends import BACKENDS
 from jetzoo.cli import main as jetzoo
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).parent / "results"
-
+# The backends that train on a CPU without further packages.
+TRAINING_BACKENDS = [
+    name
+    for name, backend in BACKENDS.items()
+    if "cpu" in backend.devices and backend.cpu_gradients and not backend.package
+]
 COMPARISONS = {
     "engines": ["--compare", "padded", "base", "fast", "--batch-size", "256"],
     "int8": ["--compare", "fast", "int8", "--batch-size", "256"],
-    "attention": ["--compare", "reference", "sdpa", "jagged", "--train", "--batch-size", "64"],
+    "attention": ["--compare", *TRAINING_BACKENDS, "--train", "--batch-size", "64"],
 }
 ROOFLINES = {"engines": ("base", "fast"), "int8": ("int8",)}
 
 
+def copy_figure(source, target):
+    """Copy a figure, PNG and PDF; the names come without suffix."""
+    for kind in ("png", "pdf"):
+        with tables.atomic(target.with_suffix(f".{kind}")) as partial:
+            partial.write_bytes(source.with_suffix(f".{kind}").read_bytes())
+    print(f"wrote {target}.png and .pdf")
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=COMPARISONS, default=list(COMPARISONS))
-    parser.add_argument("--checkpoint", help="weights of ParT kin on QuarkGluon; default: random")
-    parser.add_argument("--repeats", default="3")
+    """Run the command line."""
+    parser = argument_parser(__doc__, repeats=3)
+    add = parser.add_argument
+    add("--only", nargs="+", choices=COMPARISONS, default=list(COMPARISONS))
+    add(
+        "--checkpoint",
+        metavar="FILE",
+        help=f"weights of {NETWORK} for {DATA_CONFIG} (default: random)",
+    )
+    add("--batch-size", type=int, metavar="N", help="default: 256, and 64 for attention")
     args = parser.parse_args()
-    weights = ["--checkpoint", args.checkpoint] if args.checkpoint else []
-    RESULTS.mkdir(exist_ok=True)
+    common = ["--data-config", DATA_CONFIG, "--repeats", str(args.repeats)]
+    if args.checkpoint:
+        common += ["--checkpoint", args.checkpoint]
+    size = ["--batch-size", str(args.batch_size)] if args.batch_size else []
+    tables.writable_folder(args.figures)
     for name in args.only:
-        with tempfile.TemporaryDirectory() as folder:
-            words = ["profile", "ParT", *weights, *COMPARISONS[name]]
-            if jetzoo([*words, "--repeats", args.repeats, "--out", folder]):
+        with tempfile.TemporaryDirectory() as out:
+            if jetzoo(["profile", NETWORK, *common, *COMPARISONS[name], *size, "--out", out]):
                 sys.exit(f"{name} was not measured.")
-            folder = Path(folder)
-            copies = {f"comparison.{kind}": f"profile_{name}.{kind}" for kind in ("png", "pdf")}
+            folder = Path(out)
+            write_csv(args.results / f"layers_{name}.csv", read_csv(folder / "comparison.csv"))
+            copy_figure(folder / "comparison", args.figures / f"profile_{name}")
             for run in ROOFLINES.get(name, ()):
-                for kind in ("png", "pdf"):
-                    copies[f"roofline_{run}_inference.{kind}"] = f"profile_roofline_{run}.{kind}"
-            for source, target in copies.items():
-                shutil.copy(folder / source, ROOT / "figures" / target)
-            shutil.copy(folder / "comparison.csv", RESULTS / f"layers_{name}.csv")
+                source = folder / f"roofline_{run}_inference"
+                copy_figure(source, args.figures / f"profile_roofline_{run}")
 
 
 if __name__ == "__main__":

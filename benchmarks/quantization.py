@@ -8,25 +8,40 @@ Writes ``results/quantization_cpu.csv``, or ``results/quantization_sensitivity.c
 ``figures/quantization_sensitivity.{png,pdf}``. Needs ``pip install -e '.[quantize,export]'``.
 """
 
-import argparse
 import copy
-import csv
 import io
-import os
 import tempfile
 import warnings
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from common import (
+    DATA_CONFIG,
+    NETWORK,
+    argument_parser,
+    batches_of,
+    colours,
+    figure_style,
+    in_buckets,
+    median_ratio,
+    onnxruntime_call,
+    save_figure,
+    time_on,
+    write_csv,
+)
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from jetzoo import accelerate, comparison, evaluate, inference, profiling, quantization, zoo
-from jetzoo import export as onnx_export
+from jetzoo import accelerate, comparison, load, profiling, repository
+from jetzoo.engine import folding
+from jetzoo.export import export as export_onnx
+from jetzoo.int8 import calibration, file, quantize
+from jetzoo.int8.layers import layers_of
+from jetzoo.int8.methods import METHODS
+from jetzoo.metrics.numbers import evaluate
+from jetzoo.repository import network_module
 
-ROOT = Path(__file__).resolve().parents[1]
-SAMPLE = ROOT / "data" / "samples" / "QuarkGluon"
 BASE = "float32 engine"
 
 
@@ -54,16 +69,17 @@ def state_size(model):
 
 
 def float32(args, tagger, jets):
+    """The fast engine."""
     return Variant(accelerate(tagger.model), state_size(tagger.model))
 
 
-def ours(method, compiled=True):
+def ours(method, kernels=True):
+    """One of this project's methods."""
+
     def build(args, tagger, jets):
-        network = quantization.quantize(tagger.model, jets, method)
-        size = file_size(
-            lambda path: quantization.save(network, path, args.network, tagger.data_config)
-        )
-        return Variant(network if compiled else network.engine, size)
+        network = accelerate(tagger.model, "int8", calibration=jets, method=method)
+        size = file_size(lambda path: file.save(network, path, args.network, tagger.data_config))
+        return Variant(network if kernels else network.network, size)
 
     return build
 
@@ -89,7 +105,7 @@ def torchao_pt2e(args, tagger, jets):
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-    model, _ = zoo.network_module(args.network).get_model(tagger.data_config, for_inference=True)
+    model, _ = network_module(args.network).get_model(tagger.data_config, for_inference=True)
     model.load_state_dict(tagger.model.state_dict())
     model.eval().requires_grad_(False)
     batch, length = Dim("batch", min=2, max=4096), Dim("length", min=32, max=512)
@@ -108,47 +124,21 @@ def onnx(int8, static=False):
     """onnxruntime on the file of ``jetzoo export``, jets in buckets of 32 of similar length."""
 
     def build(args, tagger, jets):
-        import onnxruntime
-
         with tempfile.TemporaryDirectory() as folder:
-            path = str(Path(folder) / "network.onnx")
-            onnx_export.export(
-                args.network,
-                args.checkpoint,
-                args.data_config,
-                path,
-                int8=int8,
-                calibration=args.calibration if static else None,
-            )
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = torch.get_num_threads()
-            session = onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"]
-            )
-            size = os.path.getsize(path)
-        names = [x.name for x in session.get_inputs()]
-
-        def run(*inputs):
-            order = inputs[-1].sum(2)[:, 0].argsort()
-            parts = []
-            for rows in order.split(32):
-                longest = max(int(inputs[-1][rows].sum(2).max()), 2)
-                cut = [np.ascontiguousarray(x[rows, :, :longest]) for x in inputs]
-                parts.append(session.run(None, dict(zip(names, cut, strict=True)))[0])
-            logits = torch.from_numpy(np.concatenate(parts)).log()
-            return torch.empty_like(logits).index_copy_(0, order, logits)
-
-        return Variant(run, size)
+            path = Path(folder) / "network.onnx"
+            files = args.calibration if static else None
+            export_onnx(args.network, args.checkpoint, args.data_config, str(path), int8, files)
+            content = path.read_bytes()
+        call = in_buckets(onnxruntime_call(content))
+        return Variant(lambda *x: call(*x).log(), len(content))
 
     return build
 
 
 VARIANTS = {
     BASE: float32,
-    "int8 static": ours("static"),
-    "int8 dynamic": ours("dynamic"),
-    "int8 weight-only": ours("weight-only"),
-    "int8 static, PyTorch instead of C++": ours("static", compiled=False),
+    **{f"int8 {method}": ours(method) for method in METHODS},
+    "int8 static, PyTorch instead of C++": ours("static", kernels=False),
     "torchao int8 dynamic": torchao_dynamic,
     "torchao pt2e, x86 inductor": torchao_pt2e,
     "onnxruntime float32": onnx(int8=False),
@@ -158,7 +148,7 @@ VARIANTS = {
 
 
 def build_all(args, tagger, jets):
-    """The variants, and why some of them cannot be."""
+    """The variants that can be built, and for each of the others the reason why not."""
     built, failed = {}, {}
     for name in tqdm(args.variants, desc="build"):
         try:
@@ -172,7 +162,7 @@ def build_all(args, tagger, jets):
 
 def quality(log_p, expected, labels, classes):
     """Metrics of log-probabilities (B, num_classes), and their distance from the float32 ones."""
-    found = evaluate.evaluate(labels, log_p.double().softmax(1).numpy(), classes)
+    found = evaluate(labels, log_p.double().softmax(1).numpy(), classes)
     change = log_p.log_softmax(1) - expected.log_softmax(1)
     margin = change[:, 0] - change[:, 1] if change.shape[1] == 2 else change
     return {
@@ -191,18 +181,12 @@ def quality(log_p, expected, labels, classes):
 def compare(args, tagger, jets, inputs, labels):
     """Rows of quantization_cpu.csv."""
     built, failed = build_all(args, tagger, jets)
-    expected = built[BASE].call(*inputs)
+    calls = {name: variant.call for name, variant in built.items()}
+    expected = calls[BASE](*inputs)
     timings = {}
     for size in tqdm(args.batch_sizes, desc="time"):
-        count = size * max(16 // size, 1)
-        sets = [*zip(*(x[:count].split(size) for x in inputs), strict=True)]
-        timings[size] = profiling.interleaved(
-            {
-                name: lambda call=variant.call, sets=sets: [call(*x) for x in sets]
-                for name, variant in built.items()
-            },
-            repeats=args.repeats,
-        )
+        batches = batches_of(inputs, size)
+        timings[size] = size * len(batches), time_on(calls, batches, args.repeats)
     stamp = profiling.machine_stamp()
     rows = []
     for name in tqdm(args.variants, desc="quality"):
@@ -210,17 +194,15 @@ def compare(args, tagger, jets, inputs, labels):
             rows.append({"variant": name, "note": failed[name]})
             continue
         batches = zip(*(x.split(256) for x in inputs), strict=True)
-        log_p = torch.cat([built[name].call(*x) for x in batches])
+        log_p = torch.cat([calls[name](*x) for x in batches])
         found = quality(log_p, expected, labels, tagger.classes)
-        for size in args.batch_sizes:
-            seconds, base = (np.array(timings[size][n]) for n in (name, BASE))
-            jets_per_call = size * max(16 // size, 1)
+        for size, (count, seconds) in timings.items():
             rows.append(
                 {
                     "variant": name,
                     "batch_size": size,
-                    "jets_per_second": f"{np.median(jets_per_call / seconds):.5g}",
-                    "times_float32_engine": f"{np.median(base / seconds):.3f}",
+                    "jets_per_second": f"{np.median(count / seconds[name]):.5g}",
+                    "times_float32_engine": f"{median_ratio(seconds[BASE], seconds[name]):.3f}",
                     "megabytes": f"{built[name].size / 1e6:.3f}",
                     "times_smaller": f"{built[BASE].size / built[name].size:.2f}",
                     **found,
@@ -235,17 +217,17 @@ def compare(args, tagger, jets, inputs, labels):
 def sensitivity(args, tagger, jets, inputs, labels):
     """Rows of quantization_sensitivity.csv: one layer in int8 at a time, and rules for all."""
     expected = accelerate(tagger.model)(*inputs)
-    engine = inference.rewrite(inference.copy_for_inference(tagger.model, "cpu"), torch.float32)
-    layers = quantization.layers_of(engine)
-    seen = quantization.observe(engine, layers, [jets])
-    floats = {name for name, layer in layers.items() if quantization.stays_float(name, layer)}
+    engine = folding.fold(folding.freeze(tagger.model, "cpu"))
+    layers = layers_of(engine)
+    observed = calibration.observe(engine, layers, [jets])
+    floats = {name for name, layer in layers.items() if quantize.stays_float(name, layer)}
     sets = {name: {name} for name in layers}
     sets |= {"all": set(layers), "all but those that stay in float32": set(layers) - floats}
     rows = []
     for name, chosen in tqdm(sets.items(), desc="layers"):
         replica = copy.deepcopy(engine)
-        some = {n: layer for n, layer in quantization.layers_of(replica).items() if n in chosen}
-        network = quantization.replace(replica, some, args.method, seen)
+        some = {n: layer for n, layer in layers_of(replica).items() if n in chosen}
+        network = quantize.replace(replica, some, args.method, observed)
         found = quality(network(*inputs), expected, labels, tagger.classes)
         weight = layers[name].weight if name in layers else None
         rows.append(
@@ -277,20 +259,20 @@ def kind(layer):
     return "head"
 
 
-def draw(rows, path):
+def draw(rows):
     """What each layer costs in int8 on its own."""
     single, (everything, rule) = rows[:-2], rows[-2:]
-    kinds = list(dict.fromkeys(kind(row["layer"]) for row in single))
-    colours = dict(zip(kinds, evaluate.OKABE_ITO, strict=False))
-    with plt.rc_context({**evaluate.STYLE, "font.size": 8, "axes.labelsize": 9}):
-        figure, axis = plt.subplots(figsize=(6.3, 0.14 * len(single) + 1.2), layout="constrained")
+    legend = colours(kind(row["layer"]) for row in single)
+    with figure_style(8):
+        figure = Figure(figsize=(6.3, 0.14 * len(single) + 1.2), layout="constrained")
+        axis = figure.subplots()
         for i, row in enumerate(single):
-            kept = row["stays_in_float32"]
+            kept, colour = row["stays_in_float32"], legend[kind(row["layer"])]
             axis.barh(
                 i,
                 float(row["rms_logit_change"]),
-                color="white" if kept else colours[kind(row["layer"])],
-                edgecolor=colours[kind(row["layer"])],
+                color="white" if kept else colour,
+                edgecolor=colour,
                 hatch="////" if kept else None,
                 height=0.75,
             )
@@ -299,7 +281,7 @@ def draw(rows, path):
             (rule, "--", "all that are not hatched"),
         ):
             axis.axvline(float(row["rms_logit_change"]), color="black", ls=style, lw=1, label=label)
-        for title, colour in colours.items():
+        for title, colour in legend.items():
             axis.barh([-9], [0], color=colour, label=title)
         axis.barh([-9], [0], color="white", edgecolor="black", hatch="////", label="stays float32")
         axis.set(
@@ -312,45 +294,38 @@ def draw(rows, path):
         axis.legend(
             fontsize=7, loc="center", bbox_to_anchor=(0.58, 0.5), frameon=True, framealpha=1
         )
-        for suffix in (".png", ".pdf"):
-            figure.savefig(path.with_suffix(suffix), dpi=160)
+    return figure
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--network", default="ParT")
-    parser.add_argument("--data-config", default="QuarkGluon/qg_kin")
-    parser.add_argument("--calibration", nargs="+", default=[SAMPLE / "val_file_0.parquet"])
-    parser.add_argument("--data", nargs="+", default=[SAMPLE / "test_file_0.parquet"])
-    parser.add_argument("--jets", type=int, default=10_000, help="to judge by, at most")
-    parser.add_argument("--method", default="static", help="of --sensitivity")
-    parser.add_argument("--sensitivity", action="store_true")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 64, 256])
-    parser.add_argument("--repeats", type=int, default=9)
+    """Run the command line."""
+    parser = argument_parser(__doc__, repeats=9, batch_sizes=[1, 64, 256])
+    add = parser.add_argument
+    folder = repository.samples(DATA_CONFIG.partition("/")[0])
+    add("--checkpoint", required=True, metavar="FILE")
+    add("--network", default=NETWORK)
+    add("--data-config", default=DATA_CONFIG, metavar="YAML")
+    add("--calibration", nargs="+", default=[folder / "val_file_0.parquet"], metavar="FILE")
+    add("--data", nargs="+", default=[repository.sample_jets()], metavar="FILE")
+    add("--jets", type=int, default=10_000, metavar="N", help="test jets, at most")
+    add("--sensitivity", action="store_true", help="put one layer at a time into int8")
+    add("--method", default="static", choices=METHODS, help="of --sensitivity")
+    add("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="NAME")
     args = parser.parse_args()
     if BASE not in args.variants:
         args.variants.insert(0, BASE)
     warnings.simplefilter("ignore")
 
-    tagger = zoo.load(args.network, args.checkpoint, args.data_config, "cpu")
+    tagger = load(args.network, args.checkpoint, args.data_config, "cpu")
     jets = comparison.calibration_jets(tagger, args.calibration)
     batches, labels = zip(*comparison.labelled_batches(tagger, args.data, 512), strict=True)
     inputs = [torch.cat(x)[: args.jets] for x in zip(*batches, strict=True)]
     labels = np.concatenate(labels)[: args.jets]
     name = "quantization_sensitivity" if args.sensitivity else "quantization_cpu"
     rows = (sensitivity if args.sensitivity else compare)(args, tagger, jets, inputs, labels)
-    path = ROOT / "benchmarks" / "results" / f"{name}.csv"
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"wrote {path}")
+    write_csv(args.results / f"{name}.csv", rows)
     if args.sensitivity:
-        draw(rows, ROOT / "figures" / name)
-        print(f"wrote {ROOT / 'figures' / name}.png and .pdf")
+        save_figure(draw(rows), args.figures / name)
 
 
 if __name__ == "__main__":

@@ -6,37 +6,39 @@
 Writes ``results/scaling_<device>.csv`` beside this file and ``figures/scaling_<device>.{png,pdf}``.
 """
 
-import argparse
-import csv
-from pathlib import Path
-
-import matplotlib.pyplot as plt
 import torch
+from common import (
+    NETWORK,
+    argument_parser,
+    colours,
+    figure_style,
+    networks,
+    save_figure,
+    write_csv,
+)
+from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from tqdm import tqdm
 
-from jetzoo import accelerate, profiling, zoo
-from jetzoo.attention import BACKENDS
+from jetzoo import accelerate, data_config, profiling
+from jetzoo.attention.backends import BACKENDS
+from jetzoo.repository import network_module
 
-ROOT = Path(__file__).resolve().parents[1]
-FAST = "ParT, accelerate"
-# Network, options, label; ParT comes once more for each backend of the attention.
-NETWORKS = [
-    ("ParT", {}, "ParT"),
-    ("ParT", {"fast": True}, FAST),
-    ("ParT", {"pair_bias": False}, "ParT, no pair bias"),
-    ("LinformerParT", {}, "LinformerParT"),
-    ("ReformerParT", {}, "ReformerParT"),
-    ("MambaParT", {}, "MambaParT"),
-    ("PN", {}, "PN"),
-    ("PCNN", {}, "PCNN"),
-    ("PFN", {}, "PFN"),
-]
-# Okabe and Ito, made for eyes that see fewer colours.
-COLOURS = (
-    *("#000000", "#777777", "#0072B2", "#D55E00", "#009E73"),
-    *("#CC79A7", "#E69F00", "#56B4E9", "#8C6D00"),
-)
+CONFIG = "JetClass/JetClass_full"
+FAST = f"{NETWORK}, accelerate"
+# What is measured by label: network and options. A backend stands beside the others without
+# dropout of the attention weights, which not all of them have.
+ARCHITECTURES = {name: (name, {}) for name in networks()}
+FORMS = {FAST: (NETWORK, {}), f"{NETWORK}, no pair bias": (NETWORK, {"pair_bias": False})}
+BY_BACKEND = {
+    f"{NETWORK}, {name}": (
+        NETWORK,
+        {"attention": name, "pair_bias": backend.bias, "attn_dropout": 0.0},
+    )
+    for name, backend in BACKENDS.items()
+}
+CASES = ARCHITECTURES | FORMS | BY_BACKEND
+LINES = {"-": ARCHITECTURES, "--": FORMS, ":": BY_BACKEND}
 
 
 def jets(batch_size, length, num_features, device):
@@ -72,107 +74,129 @@ def make_call(model, inputs, training, amp):
     return call
 
 
+class Curve:
+    """One network in inference or training, at growing lengths, as far as time and memory allow.
+
+    Parameters
+    ----------
+    label : str
+        Key of ``CASES``.
+    training : bool
+        A training step in place of inference.
+    config : weaver.utils.data.config.DataConfig
+    args : argparse.Namespace
+    """
+
+    def __init__(self, label, training, config, args):
+        self.label, self.training, self.config, self.args = label, training, config, args
+
+    def rows(self):
+        """Rows of the CSV, the shortest jets first; ends where the next would take too much."""
+        median, peak = 0.0, 0
+        for length in self.args.lengths:
+            try:
+                if median > self.args.seconds:
+                    raise MemoryError(f"the length before took more than {self.args.seconds:g} s")
+                if (peak or 0) > self.args.gib * 2**30 / 4:  # twice as long, up to four times more
+                    raise MemoryError(f"would take more than {self.args.gib:g} GiB")
+                median, spread, peak = self.point(length)
+            except (ValueError, MemoryError, RuntimeError) as error:
+                tqdm.write(f"{self.label}, {length} particles: {str(error).splitlines()[0]}")
+                return
+            yield {
+                "model": self.label,
+                "pass": "training step" if self.training else "inference",
+                "batch_size": self.args.batch_size,
+                "length": length,
+                "precision": "bf16" if self.args.amp else "fp32",
+                "seconds": f"{median:.6g}",
+                "spread": f"{spread:.3f}",
+                "peak_mib": "" if peak is None else f"{peak / 2**20:.2f}",
+            }
+
+    def point(self, length):
+        """Median time in seconds, its spread, and the peak memory in bytes, at one length."""
+        args = self.args
+        network, options = CASES[self.label]
+        model, _ = network_module(network).get_model(self.config, **options)
+        model.to(args.device).train(self.training)
+        if self.label == FAST:
+            model = accelerate(model, "bf16" if args.amp else "fp32")
+        features = len(self.config.input_dicts["pf_features"])
+        inputs = jets(args.batch_size, length, features, args.device)
+        call = make_call(model, inputs, self.training, args.amp)
+        times = profiling.interleaved({"": call}, args.repeats, device=args.device)[""]
+        # The kernels for CPUs have memory of their own, which PyTorch does not see.
+        hidden = self.label == FAST and args.device == "cpu"
+        peak = None if hidden else profiling.peak_memory(call, args.device)
+        return *profiling.median_and_spread(times), peak
+
+
 def measure(args):
     """Rows of the CSV."""
-    config = zoo.read_data_config("JetClass/JetClass_full")
-    num_features = len(config.input_dicts["pf_features"])
+    config = data_config.read(CONFIG)
     stamp = profiling.machine_stamp(args.device)
-    cases = [*NETWORKS]
-    for backend in BACKENDS:
-        options = {"attention": backend, "pair_bias": backend != "flash_attn"}
-        cases.append(("ParT", options, f"ParT, {backend}"))
-    rows = []
-    progress = tqdm(total=(2 * len(cases) - 1) * len(args.lengths), desc="scaling")
-    for network, options, label in cases:
-        if "attention" in options:  # FlexAttention has no dropout
-            options = {**options, "attn_dropout": 0.0}
-        for training in (False,) if label == FAST else (False, True):
-            peak = 0
-            for index, length in enumerate(args.lengths):
-                model, _ = zoo.network_module(network).get_model(config, **options)
-                model.to(args.device).train(training)
-                if label == FAST:
-                    model = accelerate(model, "bf16" if args.amp else "fp32")
-                inputs = jets(args.batch_size, length, num_features, args.device)
-                call = make_call(model, inputs, training, args.amp)
-                try:
-                    if (
-                        peak or 0
-                    ) > args.gib * 2**30 / 4:  # twice the length may take four times as much
-                        raise MemoryError(f"would take more than {args.gib:g} GiB")
-                    times = profiling.interleaved({"": call}, args.repeats, device=args.device)[""]
-                    # The kernels for CPUs have memory of their own, which PyTorch does not see.
-                    hidden = label == FAST and args.device == "cpu"
-                    peak = None if hidden else profiling.peak_memory(call, args.device)
-                except (ValueError, MemoryError, RuntimeError) as error:
-                    progress.write(f"{label}, {length} particles: {str(error).splitlines()[0]}")
-                    progress.update(len(args.lengths) - index)
-                    break
-                median, spread = profiling.median_and_spread(times)
-                rows.append(
-                    {
-                        "model": label,
-                        "pass": "training step" if training else "inference",
-                        "batch_size": args.batch_size,
-                        "length": length,
-                        "precision": "bf16" if args.amp else "fp32",
-                        "seconds": f"{median:.6g}",
-                        "spread": f"{spread:.3f}",
-                        "peak_mib": "" if peak is None else f"{peak / 2**20:.2f}",
-                        **stamp,
-                    }
-                )
-                progress.update()
-                if median > args.seconds:
-                    progress.update(len(args.lengths) - index - 1)
-                    break
-    progress.close()
-    return rows
+    curves = [
+        Curve(label, training, config, args)
+        for label in args.only
+        for training in ((False,) if label == FAST else (False, True))
+    ]
+    return [row | stamp for curve in tqdm(curves, desc="scaling") for row in curve.rows()]
 
 
-def draw(rows, path):
+def looks(labels):
+    """Colour and line style of each label, by the group that it belongs to."""
+    found = {}
+    for style, group in LINES.items():
+        for label, colour in colours(x for x in labels if x in group).items():
+            found[label] = colour, style
+    return found
+
+
+def draw(rows):
     """Four panels: time and memory of inference and of a training step."""
-    figure, axes = plt.subplots(2, 2, figsize=(11, 8), sharex=True, layout="constrained")
-    labels = list(dict.fromkeys(row["model"] for row in rows))
-    for column, which in enumerate(("inference", "training step")):
-        for axis, key, title in zip(
-            axes[:, column],
-            ("seconds", "peak_mib"),
-            ("time [ms]", "peak memory [MiB]"),
-            strict=True,
-        ):
-            ends = []
-            for number, label in enumerate(labels):
-                found = [row for row in rows if (row["model"], row["pass"]) == (label, which)]
-                found = [row for row in found if row[key]]
-                if not found:
-                    continue
-                x = [int(row["length"]) for row in found]
-                factor = 1e3 if key == "seconds" else 1
-                y = [max(factor * float(row[key]), 0.1) for row in found]
-                colour = COLOURS[number % len(COLOURS)]
-                style = "-" if number < len(NETWORKS) else "--"
-                axis.plot(x, y, style, marker="o", markersize=3, linewidth=1.2, color=colour)
-                ends.append((y[-1], x[-1], label, colour))
-            axis.set(xscale="log", yscale="log", ylabel=f"{title}, {which}")
-            axis.grid(alpha=0.25)
-            axis.spines[["top", "right"]].set_visible(False)
-            _label(axis, ends)
-    for axis in axes[1]:
-        lengths = sorted({int(row["length"]) for row in rows})
-        axis.set_xticks(lengths, map(str, lengths))
-        axis.xaxis.set_minor_locator(NullLocator())
-        axis.set_xlabel("particles per jet")
-    first = rows[0]
-    figure.suptitle(
-        f"batch {first['batch_size']}, {first['precision']}, {first['device']}, "
-        f"torch {first['torch']}, {first['threads']} threads\n"
-        "dashed: a backend asked for by name, without dropout of the attention weights",
-        fontsize=10,
-    )
-    path.parent.mkdir(exist_ok=True)
-    for suffix in (".png", ".pdf"):
-        figure.savefig(path.with_suffix(suffix), dpi=160)
+    with figure_style(10):
+        figure = Figure(figsize=(11, 8), layout="constrained")
+        axes = figure.subplots(2, 2, sharex=True)
+        look = looks(row["model"] for row in rows)
+        for column, which in enumerate(("inference", "training step")):
+            for axis, key, title, factor in (
+                (axes[0, column], "seconds", "time [ms]", 1e3),
+                (axes[1, column], "peak_mib", "peak memory [MiB]", 1),
+            ):
+                ends = []
+                for label, (colour, style) in look.items():
+                    found = [
+                        row
+                        for row in rows
+                        if (row["model"], row["pass"]) == (label, which) and row[key]
+                    ]
+                    if not found:
+                        continue
+                    x = [int(row["length"]) for row in found]
+                    y = [max(factor * float(row[key]), 0.1) for row in found]
+                    axis.plot(x, y, style, marker="o", markersize=3, linewidth=1.2, color=colour)
+                    ends.append((y[-1], x[-1], label, colour))
+                axis.set(xscale="log", yscale="log", ylabel=f"{title}, {which}")
+                axis.grid(alpha=0.25)
+                axis.spines[["top", "right"]].set_visible(False)
+                axis.tick_params(which="both", top=False, right=False)
+                if ends:
+                    _label(axis, ends)
+        for axis in axes[1]:
+            lengths = sorted({int(row["length"]) for row in rows})
+            axis.set_xticks(lengths, map(str, lengths))
+            axis.xaxis.set_minor_locator(NullLocator())
+            axis.set_xlabel("particles per jet")
+        stamp = rows[0]
+        figure.suptitle(
+            f"batch {stamp['batch_size']}, {stamp['precision']}, {stamp['device']}, "
+            f"torch {stamp['torch']}, {stamp['threads']} threads\n"
+            f"solid: networks, dashed: forms of {NETWORK}, dotted: its attention backends by name, "
+            "without dropout of the attention weights",
+            fontsize=10,
+        )
+    return figure
 
 
 def _label(axis, ends):
@@ -197,31 +221,30 @@ def _label(axis, ends):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--amp", action="store_true", help="bf16 autocast")
-    parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument(
-        "--lengths", type=int, nargs="+", default=[64, 128, 256, 512, 1024, 2048, 4096]
+    """Run the command line."""
+    parser = argument_parser(__doc__, repeats=3, device=True)
+    add = parser.add_argument
+    add("--amp", action="store_true", help="bf16 autocast")
+    add("--batch-size", type=int, default=1, metavar="N")
+    add("--lengths", type=int, nargs="+", default=[2**n for n in range(6, 13)], metavar="N")
+    add("--only", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
+    add(
+        "--seconds",
+        type=float,
+        default=4.0,
+        help="a curve ends with the call that takes longer (default: 4)",
     )
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--seconds", type=float, default=4.0, help="a curve ends with the call that takes longer"
-    )
-    parser.add_argument(
-        "--gib", type=float, default=8.0, help="a curve ends before it takes more memory"
+    add(
+        "--gib",
+        type=float,
+        default=8.0,
+        help="a curve ends before it takes more memory (default: 8)",
     )
     args = parser.parse_args()
-
     rows = measure(args)
     name = f"scaling_{torch.device(args.device).type}"
-    results = ROOT / "benchmarks" / "results" / f"{name}.csv"
-    results.parent.mkdir(exist_ok=True)
-    with results.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
-    draw(rows, ROOT / "figures" / name)
+    write_csv(args.results / f"{name}.csv", rows)
+    save_figure(draw(rows), args.figures / name)
 
 
 if __name__ == "__main__":

@@ -6,20 +6,27 @@ JETZOO_REAL_DATA; the simulated ones are the embedded samples, or larger sets of
 `get_datasets.py SET --simulate N -d FOLDER`.
 """
 
-import argparse
-import csv
-import os
 from pathlib import Path
 
 import awkward as ak
-import matplotlib.pyplot as plt
 import numpy as np
+from common import (
+    argument_parser,
+    colours,
+    figure_style,
+    particles,
+    published_file,
+    published_jets,
+    save_figure,
+    write_csv,
+)
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from scipy.stats import ks_2samp
 
-from jetzoo.evaluate import OKABE_ITO
-from jetzoo.tables import atomic, describe, read, writable_folder
+from jetzoo import repository, schema
+from jetzoo.tables import describe, read
 
-ROOT = Path(__file__).resolve().parents[1]
 TYPES = ("ChargedHadron", "NeutralHadron", "Photon", "Electron", "Muon")
 # Names of the classes in the figures, by the label that the generator knows.
 CLASSES = {
@@ -31,6 +38,8 @@ CLASSES = {
         "TTBarLep": r"$t\to b\ell\nu$",
     },
 }
+# Transverse momenta in GeV between which the jets were selected.
+JET_PT = {"QuarkGluon": (500, 550), "TopLandscape": (550, 650), "JetClass": (500, 1000)}
 # Quantities, their axes, and whether they are of the jet (or of its particles).
 QUANTITIES = {
     "multiplicity": ("particles", np.arange(-0.5, 112, 4), True),
@@ -56,36 +65,35 @@ FRACTIONS = {
 }
 
 
-def published_jets(folder, dataset, label):
+# The files of published jets of JetClass, and the label of the class in those of several.
+JETCLASS_FILES = {
+    "HToBB": ("jetclass_hbb_500.npz", None),
+    "TTBar": ("jetclass_tops_100.npz", 8),
+    "TTBarLep": ("jetclass_tops_100.npz", 9),
+}
+# Columns 5 to 14 of the features of JetClass_full, which are charge, type and impact parameters.
+FULL_FEATURES = ("charge", *(f"is{kind}" for kind in TYPES), "d0", "d0err", "dz", "dzerr")
+
+
+def published(dataset, label):
     """Published jets of a class as an array of records, as far as their columns are known."""
     if dataset != "JetClass":
-        name = {"QuarkGluon": "quarkgluon_1000", "TopLandscape": "toplandscape_1000"}[dataset]
-        jets = ak.from_parquet(folder / f"{name}.parquet")
+        jets = ak.from_parquet(published_file(dataset))
         return jets[jets.label == label]
-    with np.load(folder / f"jetclass_{'hbb_500' if label == 'HToBB' else 'tops_100'}.npz") as file:
+    name, number = JETCLASS_FILES[label]
+    with np.load(published_jets() / name) as file:
         arrays = dict(file)
-    if label != "HToBB":
-        chosen = arrays["labels"] == {"TTBar": 8, "TTBarLep": 9}[label]
+    if number is not None:
+        chosen = arrays["labels"] == number
         arrays = {name: array[chosen] for name, array in arrays.items()}
-    real = arrays["pf_mask"][:, 0] > 0  # (jets, particles)
-    columns = dict(
-        zip(("px", "py", "pz", "energy"), np.moveaxis(arrays["pf_vectors"], 1, 0), strict=True)
-    )
+    columns = {}
     if "pf_features_full" in arrays:
-        names = ["charge", *(f"is{kind}" for kind in TYPES), "d0", "d0err", "dz", "dzerr"]
-        columns |= dict(
-            zip(names, np.moveaxis(arrays["pf_features_full"][:, 5:15], 1, 0), strict=True)
-        )
-    return ak.zip(
-        {
-            f"part_{name}": ak.unflatten(column[real].astype(np.float64), real.sum(axis=1))
-            for name, column in columns.items()
-        },
-        depth_limit=1,
-    )
+        values = np.moveaxis(arrays["pf_features_full"][:, 5:15], 1, 0)
+        columns = dict(zip(FULL_FEATURES, values, strict=True))
+    return particles(arrays["pf_vectors"], arrays["pf_mask"][:, 0] > 0, **columns)
 
 
-def simulated_jets(folder, dataset, label):
+def simulated(folder, dataset, label):
     """All simulated jets of a class, whatever the split."""
     pattern = f"Pythia/*/{label}_*.root" if dataset == "JetClass" else "*.parquet"
     paths = sorted((folder / dataset).glob(pattern))
@@ -96,18 +104,14 @@ def simulated_jets(folder, dataset, label):
 
 def quantities(jets):
     """Values of each quantity that the columns of the jets allow, as flat arrays."""
-    px, py, pz = (ak.values_astype(jets[f"part_{name}"], np.float64) for name in ("px", "py", "pz"))
-    jet_px, jet_py, jet_pz = (ak.sum(x, axis=1) for x in (px, py, pz))
-    energy = ak.sum(ak.values_astype(jets.part_energy, np.float64), axis=1)
-    jet_pt, pt = np.hypot(jet_px, jet_py), np.hypot(px, py)
-    eta = np.arcsinh(jet_pz / jet_pt)
-    deta = (np.arcsinh(pz / pt) - eta) * np.where(eta < 0, -1.0, 1.0)
-    dphi = (np.arctan2(py, px) - np.arctan2(jet_py, jet_px) + np.pi) % (2 * np.pi) - np.pi
+    momenta = (jets[f"part_{name}"] for name in ("px", "py", "pz", "energy"))
+    columns = schema.kinematic_columns(*momenta)
+    deta, dphi = columns["part_deta"], columns["part_dphi"]
     values = {
-        "multiplicity": ak.num(px),
-        "mass": np.sqrt(np.maximum(energy**2 - jet_pt**2 - jet_pz**2, 0)),
-        "jet_pt": jet_pt,
-        "pt": pt,
+        "multiplicity": ak.num(deta),
+        "mass": columns["jet_mass"],
+        "jet_pt": columns["jet_pt"],
+        "pt": np.hypot(columns["part_px"], columns["part_py"]),
         "deta": deta,
         "distance": np.hypot(deta, dphi),
     }
@@ -125,91 +129,62 @@ def quantities(jets):
     return {name: np.asarray(ak.flatten(value, axis=None)) for name, value in values.items()}
 
 
-def draw(dataset, values, path):
+def panels_of(dataset):
+    """The quantities of the figure of a data set, and their axes."""
+    if dataset != "JetClass":
+        return QUANTITIES
+    shown = {name: axis for name, axis in QUANTITIES.items() if name != "deta"}
+    return shown | FRACTIONS | TRACKS
+
+
+def draw(dataset, values):
     """Overlaid distributions; `values[class]` is a pair of quantities, published and simulated."""
-    axes_of = dict(QUANTITIES)
-    if dataset == "JetClass":
-        del axes_of["deta"]
-        axes_of |= FRACTIONS | TRACKS
-    low, high = {"QuarkGluon": (500, 550), "TopLandscape": (550, 650), "JetClass": (500, 1000)}[
-        dataset
-    ]
-    rows = len(axes_of) // 3
-    figure, axes = plt.subplots(rows, 3, figsize=(10.5, 2.9 * rows), layout="constrained")
-    for panel, (name, (label, bins, _)) in zip(axes.flat, axes_of.items(), strict=True):
-        bins = np.linspace(low, high, 17) if bins is None else bins
-        for colour, (kind, (published, simulated)) in zip(OKABE_ITO, values.items(), strict=False):
-            if name not in published:
-                continue
-            width = np.diff(bins)
-            counts = np.histogram(simulated[name], bins)[0]
-            panel.stairs(counts / len(simulated[name]) / width, bins, color=colour)
-            counts = np.histogram(published[name], bins)[0]
-            norm = len(published[name]) * width
-            there = counts > 0
-            panel.errorbar(
-                (bins[1:] + bins[:-1])[there] / 2,
-                (counts / norm)[there],
-                (np.sqrt(counts) / norm)[there],
-                fmt="o",
-                markersize=2.5,
-                linewidth=0.8,
-                color=colour,
-                label=kind,
-            )
-        panel.set_xlabel(label)
-        panel.set_ylabel("density")
-        if bins[0] > 0 and bins[-1] / bins[0] > 20:
-            panel.set_xscale("log")
-        if name in ("pt", "d0", "dz", "d0err", "dzerr"):
-            panel.set_yscale("log")
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    line = plt.Line2D([], [], color="black")
-    points = plt.Line2D([], [], color="black", marker="o", markersize=2.5, linestyle="")
-    figure.legend(
-        [*handles, points, line],
-        [*labels, "published", "simulated"],
-        loc="outside upper center",
-        ncols=5,
+    panels = panels_of(dataset)
+    rows = len(panels) // 3
+    with figure_style(10):
+        figure = Figure(figsize=(10.5, 2.9 * rows), layout="constrained")
+        axes = figure.subplots(rows, 3)
+        colour = colours(values)
+        for axis, (name, (label, bins, _)) in zip(axes.flat, panels.items(), strict=True):
+            bins = np.linspace(*JET_PT[dataset], 17) if bins is None else bins
+            for kind, (data, generated) in values.items():
+                if name in data:
+                    compare_in(axis, data[name], generated[name], bins, colour[kind], kind)
+            axis.set(xlabel=label, ylabel="density")
+            if bins[0] > 0 and bins[-1] / bins[0] > 20:
+                axis.set_xscale("log")
+            if name == "pt" or name in TRACKS:
+                axis.set_yscale("log")
+        handles, labels = axes.flat[0].get_legend_handles_labels()
+        line = Line2D([], [], color="black")
+        points = Line2D([], [], color="black", marker="o", markersize=2.5, linestyle="")
+        figure.legend(
+            [*handles, points, line],
+            [*labels, "published", "simulated"],
+            loc="outside upper center",
+            ncols=5,
+        )
+    return figure
+
+
+def compare_in(axis, data, generated, bins, colour, label):
+    """Densities in bins: points with statistical errors are published, lines are simulated."""
+    width = np.diff(bins)
+    counts = np.histogram(generated, bins)[0]
+    axis.stairs(counts / len(generated) / width, bins, color=colour)
+    counts = np.histogram(data, bins)[0]
+    norm = len(data) * width
+    filled = counts > 0
+    axis.errorbar(
+        (bins[1:] + bins[:-1])[filled] / 2,
+        (counts / norm)[filled],
+        (np.sqrt(counts) / norm)[filled],
+        fmt="o",
+        markersize=2.5,
+        linewidth=0.8,
+        color=colour,
+        label=label,
     )
-    for suffix in (".png", ".pdf"):
-        figure.savefig(path.with_suffix(suffix), dpi=150)
-    plt.close(figure)
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    add = parser.add_argument
-    add("sets", nargs="*", default=list(CLASSES), help=f"of {', '.join(CLASSES)} (default: all)")
-    add(
-        "--simulated",
-        type=Path,
-        default=ROOT / "data" / "samples",
-        metavar="FOLDER",
-        help="holds a folder of each set (default: data/samples)",
-    )
-    args = parser.parse_args()
-    if unknown := set(args.sets) - set(CLASSES):
-        parser.error(f"there is no set {', '.join(unknown)}")
-    folder = Path(os.environ.get("JETZOO_REAL_DATA", ROOT.parent / "shared" / "real"))
-    if not folder.is_dir():
-        parser.error("the published jets are not here (set JETZOO_REAL_DATA)")
-    figures = writable_folder(ROOT / "figures")
-
-    rows = []
-    for dataset in args.sets:
-        values = {}
-        for label, name in CLASSES[dataset].items():
-            published = quantities(published_jets(folder, dataset, label))
-            simulated = quantities(simulated_jets(args.simulated, dataset, label))
-            values[name] = published, simulated
-            rows += compare(dataset, label, published, simulated)
-        draw(dataset, values, figures / f"simulation_{dataset}")
-    results = ROOT / "benchmarks" / "results" / "simulation.csv"
-    with atomic(results) as path, open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def compare(dataset, label, published, simulated):
@@ -232,6 +207,34 @@ def compare(dataset, label, published, simulated):
             "mean_published": f"{x.mean():.4g}",
             "mean_simulated": f"{y.mean():.4g}",
         }
+
+
+def main():
+    """Run the command line."""
+    parser = argument_parser(__doc__)
+    add = parser.add_argument
+    add("sets", nargs="*", default=list(CLASSES), help=f"of {', '.join(CLASSES)} (default: all)")
+    add(
+        "--simulated",
+        type=Path,
+        default=repository.samples(""),
+        metavar="FOLDER",
+        help="holds a folder of each set (default: data/samples)",
+    )
+    args = parser.parse_args()
+    if unknown := set(args.sets) - set(CLASSES):
+        parser.error(f"there is no set {', '.join(unknown)}")
+    if not published_jets().is_dir():
+        parser.error("the published jets are not here (set JETZOO_REAL_DATA)")
+    rows = []
+    for dataset in args.sets:
+        values = {}
+        for label, name in CLASSES[dataset].items():
+            pair = published(dataset, label), simulated(args.simulated, dataset, label)
+            values[name] = tuple(map(quantities, pair))
+            rows += compare(dataset, label, *values[name])
+        save_figure(draw(dataset, values), args.figures / f"simulation_{dataset}")
+    write_csv(args.results / "simulation.csv", rows)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ Every variant has the same weights and gets the same jets, one call of each in t
 """
 
 import argparse
-import csv
 import ctypes
 import io
 import subprocess
@@ -18,45 +17,43 @@ import warnings
 from pathlib import Path
 from unittest import mock
 
-import awkward as ak
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from common import (
+    argument_parser,
+    batches_of,
+    figure_style,
+    first,
+    in_buckets,
+    median_ratio,
+    onnxruntime_call,
+    random_part,
+    read_jets,
+    save_figure,
+    time_on,
+    trimmed,
+    warm_up,
+    weaver_network,
+    write_csv,
+)
+from matplotlib.figure import Figure
 from tqdm import tqdm
-from weaver.nn.model.ParticleTransformer import ParticleTransformer as WeaverParT
 
-from jetzoo import accelerate, inference, profiling, zoo
+from jetzoo import accelerate, profiling, repository
+from jetzoo.engine import batching, folding
 
-ROOT = Path(__file__).resolve().parents[1]
-SAMPLE = ROOT / "data" / "samples" / "QuarkGluon" / "test_file_0.parquet"
 BASE = "weaver eager"
-# Okabe and Ito, made for eyes that see fewer colours.
 PEER, OURS = "#999999", "#0072B2"
 
 
-def weaver_part(model, **options):
-    """weaver-core's own network, with the weights of the zoo's."""
-    part = WeaverParT(
-        input_dim=model.mod.embed.input_bn.num_features,
-        num_classes=model.mod.fc[-1].out_features,
-        use_pre_activation_pair=False,
-        **options,
-    )
-    part.load_state_dict(model.mod.state_dict())
-    return part.eval()
-
-
-def weaver_eager(model, device):
-    part = weaver_part(model).to(device)
-    return lambda points, features, vectors, mask: part(features, vectors, mask)
-
-
 def weaver_compiled(model, device):
-    part = torch.compile(weaver_part(model, compile_model=True).to(device))
-    return lambda points, features, vectors, mask: part(features, vectors, mask)
+    """weaver's own network, by its option to be compiled."""
+    return torch.compile(weaver_network(model, device, compile_model=True))
 
 
 def in_bf16(build):
+    """The same network under autocast."""
+
     def built(model, device):
         call = build(model, device)
 
@@ -69,11 +66,9 @@ def in_bf16(build):
     return built
 
 
-def onnx_session(model):
+def onnx_eager(model):
     """weaver's export of its own network, which stops before the softmax here."""
-    import onnxruntime
-
-    part = weaver_part(model, for_inference=True)
+    part = weaver_network(model, for_inference=True).mod
     part.for_inference = False  # logits instead of probabilities; no other effect after __init__
     shapes = {"features": (2, model.mod.embed.input_bn.num_features, 128)}
     shapes |= {"vectors": (2, 4, 128), "mask": (2, 1, 128)}
@@ -91,54 +86,43 @@ def onnx_session(model):
             opset_version=17,
             dynamo=False,
         )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(
-        file.getvalue(), options, providers=["CPUExecutionProvider"]
-    )
+    call = onnxruntime_call(file.getvalue())
+    return lambda points, *others: call(*others)
 
 
 def onnx_padded(model, device):
-    session = onnx_session(model)
-
-    def run(points, features, vectors, mask):
-        longest = max(int(mask.sum(2).max()), 1)  # what weaver's trimmer does before its network
-        inputs = {"features": features, "vectors": vectors, "mask": mask}
-        inputs = {name: x[..., :longest].numpy() for name, x in inputs.items()}
-        return torch.from_numpy(session.run(None, inputs)[0])
-
-    return run
+    """onnxruntime on batches cut to their longest jet, as weaver's trimmer cuts them."""
+    return trimmed(onnx_eager(model))
 
 
 def onnx_buckets(model, device):
-    padded = onnx_padded(model, device)
-
-    def run(*jets):
-        order = jets[-1].sum(2)[:, 0].argsort()
-        logits = torch.cat([padded(*(x[rows] for x in jets)) for rows in order.split(32)])
-        return torch.empty_like(logits).index_copy_(0, order, logits)
-
-    return run
+    """onnxruntime on buckets of 32 jets of similar length."""
+    return in_buckets(onnx_eager(model))
 
 
 def plain_micro_batches(model, device):
-    return one_after_the_other(inference.MicroBatches(inference.Plain(model, torch.float32)))
-
-
-def folded_micro_batches(model, device):
-    return one_after_the_other(folded(model, device))
+    """The network as it is, in micro-batches one after the other."""
+    frozen = folding.freeze(model, device)
+    return one_after_the_other(
+        batching.MicroBatches(folding.MicroBatched(frozen, torch.float32)).eval()
+    )
 
 
 def folded(model, device):
     """The engine in PyTorch: what runs on a GPU, or without a C++ compiler."""
-    return inference.rewrite(inference.copy_for_inference(model, device), torch.float32)
+    return folding.fold(folding.freeze(model, device))
+
+
+def folded_micro_batches(model, device):
+    """The same, in micro-batches one after the other."""
+    return one_after_the_other(folded(model, device))
 
 
 def one_after_the_other(engine):
     """Without a thread of its own for each micro-batch."""
 
     def run(*jets):
-        with mock.patch.object(inference, "parallel", lambda f, items, _: [*map(f, items)]):
+        with mock.patch.object(batching, "parallel", lambda f, items, _: [*map(f, items)]):
             return engine(*jets)
 
     return run
@@ -146,9 +130,9 @@ def one_after_the_other(engine):
 
 # In the order of the figure: the peers, then our steps.
 PEERS = {
-    BASE: weaver_eager,
+    BASE: weaver_network,
     "weaver torch.compile": weaver_compiled,
-    "weaver bf16 autocast": in_bf16(weaver_eager),
+    "weaver bf16 autocast": in_bf16(weaver_network),
     "weaver torch.compile, bf16": in_bf16(weaver_compiled),
     "weaver in onnxruntime": onnx_padded,
     "weaver in onnxruntime, length buckets": onnx_buckets,
@@ -174,68 +158,10 @@ def variants(device):
     return [name for name in VARIANTS if not any(word in name for word in skipped)]
 
 
-def make_model(jets):
-    """ParT at its published size; norms and biases away from their initial ones and zeros."""
-    config = zoo.read_data_config("QuarkGluon/qg_kin")
-    torch.manual_seed(0)
-    model, _ = zoo.network_module("ParT").get_model(config)
-    assert jets[1].shape[1] == model.mod.embed.input_bn.num_features
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        model.train()(*(x[:256] for x in jets))  # running statistics of real jets
-    return model.eval().requires_grad_(False)
-
-
-def read_jets(path):
-    """Inputs of the network from parquet in the schema of QuarkGluon, or weaver's own as ``.npz``.
-
-    Features are the seven of the data configs ``*_kin``. The padding is filled as weaver does.
-    """
-    if path.suffix == ".npz":
-        data = np.load(path)
-        return kin_inputs(data["pf_vectors"].astype("float32"), data["pf_mask"][:, 0] > 0)
-    config = zoo.read_data_config("QuarkGluon/qg_kin")
-    tagger = zoo.Tagger(torch.nn.Identity(), config)
-    return [torch.from_numpy(x) for x in tagger.inputs(ak.from_parquet(path)).values()]
-
-
-def kin_inputs(vectors, mask):
-    """The four inputs from four-vectors (B, 4, N) and a mask (B, N)."""
-    wrap = np.arange(mask.shape[1]) % np.maximum(mask.sum(1), 1)[:, None]  # (B, N)
-    px, py, pz, energy = vectors.transpose(1, 0, 2)
-    jet_px, jet_py, jet_pz, jet_energy = (vectors * mask[:, None]).sum(2).T[:, :, None]
-    pt, jet_pt = np.hypot(px, py), np.hypot(jet_px, jet_py)
-    jet_eta = np.arcsinh(jet_pz / jet_pt)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        deta = (np.arcsinh(pz / pt) - jet_eta) * np.sign(jet_eta)
-        dphi = np.arctan2(py, px) - np.arctan2(jet_py, jet_px)
-        dphi = (dphi + np.pi) % (2 * np.pi) - np.pi
-        features = [
-            (np.log(pt) - 1.7) * 0.7,
-            (np.log(energy) - 2) * 0.7,
-            (np.log(pt / jet_pt) + 4.7) * 0.7,
-            (np.log(energy / jet_energy) + 4.7) * 0.7,
-            (np.hypot(deta, dphi) - 0.2) * 4,
-        ]
-    features = [*(np.clip(x, -5, 5) for x in features), deta, dphi]
-    groups = np.stack((deta, dphi), 1), np.stack(features, 1), vectors
-    groups = [np.take_along_axis(x, wrap[:, None], 2) for x in groups]
-    return [torch.from_numpy(np.ascontiguousarray(x, "float32")) for x in (*groups, mask[:, None])]
-
-
-def first(jets, count):
-    """The first jets, from the beginning again if there are too few."""
-    index = torch.arange(count) % len(jets[0])
-    return [x[index] for x in jets]
-
-
 def peak_memory(call, small, jets, device):
     """Bytes that a call takes beyond what is held after a small call; in a process of its own."""
     with torch.no_grad():
-        for _ in range(6):  # weaver trims the padding only after some calls
-            call(*small)
+        warm_up(call, small)
         if torch.device(device).type == "cuda":
             return profiling.peak_memory(lambda: call(*jets), device)
         ctypes.CDLL(None).malloc_trim(0)
@@ -251,54 +177,71 @@ def high_water():
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 
 
+def peak_memories(names, device, batch_size, data):
+    """Peak memory of each variant, bytes, each in a process of its own."""
+    words = ["--device", device, "--batch-sizes", str(batch_size), "--data", str(data)]
+    return {
+        name: int(subprocess.check_output([sys.executable, __file__, *words, "--peak", name]))
+        for name in tqdm(names, desc="memory")
+    }
+
+
+def print_peak_memory(args):
+    """Print the peak memory of the variant ``args.peak``; :func:`peak_memories` reads it."""
+    jets = read_jets(args.data)
+    call = VARIANTS[args.peak](random_part(jets), args.device)
+    small, large = ([x.to(args.device) for x in first(jets, n)] for n in (8, args.batch_sizes[-1]))
+    print(peak_memory(call, small, large, args.device))
+
+
+@torch.no_grad()
+def time_variants(calls, jets, batch_sizes, repeats, device):
+    """Time all variants at each batch size; the largest batch twice only.
+
+    Returns
+    -------
+    timings : dict of int to (int, dict of str to ndarray)
+        By batch size, the number of jets of a turn and the seconds of each variant.
+    logits : dict of str to Tensor
+        Of 256 jets.
+    """
+    largest = max(batch_sizes)
+    batches = {size: batches_of(jets, size, device) for size in batch_sizes}
+    small = [x.to(device) for x in first(jets, 8)]
+    for call in tqdm(calls.values(), desc="warm up"):
+        warm_up(call, small)
+        for size in batch_sizes:
+            if size < largest:
+                call(*batches[size][0])
+    some = [x.to(device) for x in first(jets, 256)]
+    logits = {name: call(*some).float() for name, call in calls.items()}
+    timings = {}
+    for size in tqdm(batch_sizes, desc="time"):
+        turns = min(2, repeats) if size == largest else repeats
+        seconds = time_on(calls, batches[size], turns, warmup=0, device=device)
+        timings[size] = size * len(batches[size]), seconds
+    return timings, logits
+
+
 def measure(args):
     """Rows of the CSV."""
     jets = read_jets(args.data)
-    model = make_model(jets)
-    names = variants(args.device)
-    largest = max(args.batch_sizes)
-    calls = {name: VARIANTS[name](model, args.device) for name in tqdm(names, desc="build")}
-    sets = {}
-    for size in args.batch_sizes:
-        batch = [x.to(args.device) for x in first(jets, max(size, 16))]
-        sets[size] = [batch] if size >= 16 else [*zip(*(x.split(size) for x in batch), strict=True)]
-    with torch.no_grad():
-        small = [x.to(args.device) for x in first(jets, 8)]
-        for name in tqdm(names, desc="warm up"):
-            for _ in range(6):  # weaver trims the padding only after some calls
-                calls[name](*small)
-            for size in args.batch_sizes:
-                if size < largest:
-                    calls[name](*sets[size][0])
-        batch = [x.to(args.device) for x in first(jets, 256)]
-        logits = {name: call(*batch).float() for name, call in calls.items()}
-        flops = profiling.flops(lambda: model(*batch)) / 256
-        timings, progress = {}, tqdm(sets.items(), desc="time")
-        for size, batches in progress:
-            timings[size] = profiling.interleaved(
-                {
-                    name: lambda c=call, b=batches: [c(*x) for x in b]
-                    for name, call in calls.items()
-                },
-                repeats=2 if size == largest else args.repeats,
-                warmup=0,
-                device=args.device,
-            )
+    model = random_part(jets)
+    calls = {
+        name: VARIANTS[name](model, args.device)
+        for name in tqdm(variants(args.device), desc="build")
+    }
+    timings, logits = time_variants(calls, jets, args.batch_sizes, args.repeats, args.device)
+    some = [x.to(args.device) for x in first(jets, 256)]
+    flops = profiling.flops(lambda: model(*some)) / 256
     product, copy = profiling.machine_peak(args.device)
     stamp = profiling.machine_stamp(args.device)
-    memory = {
-        name: int(
-            subprocess.check_output([sys.executable, __file__, *sys.argv[1:], "--peak", name])
-        )
-        for name in tqdm(names, desc="memory")
-    }
+    largest = max(args.batch_sizes)
+    memory = peak_memories(calls, args.device, largest, args.data)
     rows = []
-    for size, batches in sets.items():
-        count = size * len(batches)
-        base = np.array(timings[size][BASE])
-        for name in names:
-            seconds = np.array(timings[size][name])
-            low, speed, high = np.quantile(count / seconds, (0.25, 0.5, 0.75))
+    for size, (count, seconds) in timings.items():
+        for name in calls:
+            low, speed, high = np.quantile(count / seconds[name], (0.25, 0.5, 0.75))
             rows.append(
                 {
                     "variant": name,
@@ -307,7 +250,7 @@ def measure(args):
                     "jets_per_second": f"{speed:.5g}",
                     "lower_quartile": f"{low:.5g}",
                     "upper_quartile": f"{high:.5g}",
-                    "times_weaver_eager": f"{np.median(base / seconds):.3f}",
+                    "times_weaver_eager": f"{median_ratio(seconds[BASE], seconds[name]):.3f}",
                     "peak_mib": f"{memory[name] / 2**20:.1f}" if size == largest else "",
                     "logit_difference": f"{(logits[name] - logits[BASE]).abs().max():.2g}",
                     "share_of_product": f"{flops * speed / product:.4f}",
@@ -321,8 +264,8 @@ def measure(args):
     return rows
 
 
-def draw(rows, path):
-    """One row per variant: speed, latency, memory and exactness."""
+def panels_of(rows):
+    """Title, value of each variant, format and scale of the panels of the figure."""
     names = list(dict.fromkeys(row["variant"] for row in rows))
     sizes = sorted({row["batch_size"] for row in rows})
     middle = sizes[len(sizes) // 2]
@@ -331,74 +274,68 @@ def draw(rows, path):
     def column(size, key):
         return [float(find[name, size][key]) for name in names]
 
-    panels = [
-        (f"jets/s, batch {middle}", column(middle, "jets_per_second"), "{:.0f}", "linear"),
-        ("ms per jet, batch 1", [1e3 / x for x in column(1, "jets_per_second")], "{:.1f}", "linear")
-        if 1 in sizes
-        else None,
-        (f"peak memory [MiB], batch {sizes[-1]}", column(sizes[-1], "peak_mib"), "{:.0f}", "log"),
-        ("largest logit difference", column(middle, "logit_difference"), "{:.0e}", "log"),
-    ]
-    panels = [panel for panel in panels if panel]
-    figure, axes = plt.subplots(
-        1,
-        len(panels),
-        figsize=(3.2 * len(panels) + 1, 0.4 * len(names) + 1.3),
-        sharey=True,
-        layout="constrained",
-    )
-    colours = [PEER if name in PEERS else OURS for name in names]
-    for axis, (title, values, style, scale) in zip(axes, panels, strict=True):
-        floor = min((x for x in values if x > 0), default=1) / 2 if scale == "log" else 0
-        bars = axis.barh(names, [max(x, floor) for x in values], color=colours, height=0.7)
-        labels = [style.format(x) if x else "0" for x in values]
-        if axis is axes[0]:
-            ratios = (float(find[name, middle]["times_weaver_eager"]) for name in names)
-            labels = [f"{x} ({r:.1f}x)" for x, r in zip(labels, ratios, strict=True)]
-        axis.bar_label(bars, labels, padding=2, fontsize=8)
-        axis.set(xscale=scale, title=title)
-        axis.title.set_fontsize(9)
-        axis.margins(x=0.35)
-        axis.spines[["top", "right", "bottom"]].set_visible(False)
-        axis.tick_params(bottom=False, labelbottom=False, which="both")
-    axes[0].invert_yaxis()
-    stamp = rows[0]
-    figure.suptitle(
-        f"ParT, {stamp['device']}, {stamp['threads']} threads, torch {stamp['torch']}, "
-        f"weaver-core {stamp['weaver-core']}; grey: peers, blue: this project",
-        fontsize=9,
-    )
-    path.parent.mkdir(exist_ok=True)
-    for suffix in (".png", ".pdf"):
-        figure.savefig(path.with_suffix(suffix), dpi=160)
+    speeds = column(middle, "jets_per_second")
+    ratios = column(middle, "times_weaver_eager")
+    labels = [f"{x:.0f} ({r:.1f}x)" for x, r in zip(speeds, ratios, strict=True)]
+    yield f"jets/s, batch {middle}", speeds, labels, "linear"
+    if 1 in sizes:
+        latency = [1e3 / x for x in column(1, "jets_per_second")]
+        yield "ms per jet, batch 1", latency, [f"{x:.1f}" for x in latency], "linear"
+    for title, size, key, form in (
+        (f"peak memory [MiB], batch {sizes[-1]}", sizes[-1], "peak_mib", "{:.0f}"),
+        ("largest logit difference", middle, "logit_difference", "{:.0e}"),
+    ):
+        values = column(size, key)
+        yield title, values, [form.format(x) if x else "0" for x in values], "log"
+
+
+def draw(rows):
+    """One row per variant: speed, latency, memory and exactness."""
+    names = list(dict.fromkeys(row["variant"] for row in rows))
+    panels = list(panels_of(rows))
+    with figure_style(9):
+        size = (3.2 * len(panels) + 1, 0.4 * len(names) + 1.3)
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        colours = [PEER if name in PEERS else OURS for name in names]
+        for axis, (title, values, labels, scale) in zip(axes, panels, strict=True):
+            floor = min((x for x in values if x > 0), default=1) / 2 if scale == "log" else 0
+            bars = axis.barh(names, [max(x, floor) for x in values], color=colours, height=0.7)
+            axis.bar_label(bars, labels, padding=2, fontsize=8)
+            axis.set(xscale=scale, title=title)
+            axis.margins(x=0.35)
+            axis.spines[["top", "right", "bottom"]].set_visible(False)
+            axis.tick_params(which="both", bottom=False, top=False, labelbottom=False)
+            axis.tick_params(axis="y", which="both", left=False, right=False)
+        axes[0].invert_yaxis()
+        stamp = rows[0]
+        figure.suptitle(
+            f"ParT, {stamp['device']}, {stamp['threads']} threads, torch {stamp['torch']}, "
+            f"weaver-core {stamp['weaver-core']}; grey: peers, blue: this project",
+            fontsize=9,
+        )
+    return figure
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, default=SAMPLE, metavar="FILE", help="parquet or npz")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 256, 1024])
-    parser.add_argument("--repeats", type=int, default=5)
+    """Run the command line."""
+    parser = argument_parser(__doc__, repeats=5, batch_sizes=[1, 256, 1024], device=True)
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=repository.sample_jets(),
+        metavar="FILE",
+        help="parquet or npz (default: the embedded quark/gluon test jets)",
+    )
     parser.add_argument("--peak", choices=VARIANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:
-        jets = read_jets(args.data)
-        call = VARIANTS[args.peak](make_model(jets), args.device)
-        small, large = (
-            [x.to(args.device) for x in first(jets, n)] for n in (8, args.batch_sizes[-1])
-        )
-        print(peak_memory(call, small, large, args.device))
+        print_peak_memory(args)
         return
     rows = measure(args)
     name = f"speed_{torch.device(args.device).type}"
-    path = Path(__file__).parent / "results" / f"{name}.csv"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    draw(rows, ROOT / "figures" / name)
-    print(f"wrote {path} and figures/{name}.png, .pdf")
+    write_csv(args.results / f"{name}.csv", rows)
+    save_figure(draw(rows), args.figures / name)
 
 
 if __name__ == "__main__":

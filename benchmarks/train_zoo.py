@@ -27,14 +27,16 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from common import FINE_TUNE, ROOT, fine_tunings, networks
 from tqdm import tqdm
 
-from jetzoo import UserError, profiling, tables, zoo
+from jetzoo import UserError, profiling, tables
 
-ROOT = zoo.REPOSITORY
 OUT = ROOT / "training" / "zoo"
 
-MODELS = ("ParT", "LinformerParT", "ReformerParT", "MambaParT", "PN", "PFN", "PCNN")
+MODELS, FINE_TUNINGS = networks(), fine_tunings()
+# Those that fine-tuning starts from.
+PRETRAINED = tuple(name.removesuffix(FINE_TUNE) for name in FINE_TUNINGS)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Budget:
     """What every model of a set gets, in jets.
 
     Learning rates are those of the train scripts; they fall in the last 30% of the epochs, except
-    in fine-tuning. There must be a few epochs, however short: of a single one, that is all.
+    in fine-tuning. With a single epoch they would fall from its beginning.
     """
 
     epochs: int = 10
@@ -53,7 +55,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Set:
-    """Trainings that belong into one table: the same jets, features and budget.
+    """Trainings that share a table: the same jets, features and budget.
 
     Attributes
     ----------
@@ -72,21 +74,24 @@ class Set:
     repeated: tuple = ()
     budget: Budget = Budget()
 
+    @property
+    def fine_tuned(self):
+        """Whether all networks start from pretrained weights."""
+        return all(name in FINE_TUNINGS for name in self.models)
+
 
 SHORT, LONG = Budget(epochs=5), Budget(epochs=30)
-JETCLASS_ORDER = ("ParT", "LinformerParT", "PN", "PFN", "ReformerParT", "MambaParT", "PCNN")
-FINE_TUNING = ("ParT-FineTune", "PN-FineTune")
 SETS = {
     "quarkgluon-kin": Set("QuarkGluon", "kin", repeated=("ParT", "PFN")),
-    "jetclass-full": Set("JetClass", "full", JETCLASS_ORDER),
+    "jetclass-full": Set("JetClass", "full"),
     "toplandscape-kin": Set("TopLandscape", "kin", budget=SHORT),
     "quarkgluon-kinpid": Set("QuarkGluon", "kinpid", budget=SHORT),
     # The weights that fine-tuning starts from, after `jetzoo models --add`; below with the budgets
     # of the trainings from scratch.
-    "jetclass-kin": Set("JetClass", "kin", ("ParT", "PN"), budget=LONG),
-    "jetclass-kinpid": Set("JetClass", "kinpid", ("ParT", "PN"), budget=SHORT),
-    "quarkgluon-finetune": Set("QuarkGluon", "kin", FINE_TUNING),
-    "toplandscape-finetune": Set("TopLandscape", "kin", FINE_TUNING, budget=SHORT),
+    "jetclass-kin": Set("JetClass", "kin", PRETRAINED, budget=LONG),
+    "jetclass-kinpid": Set("JetClass", "kinpid", PRETRAINED, budget=SHORT),
+    "quarkgluon-finetune": Set("QuarkGluon", "kin", FINE_TUNINGS),
+    "toplandscape-finetune": Set("TopLandscape", "kin", FINE_TUNINGS, budget=SHORT),
 }
 
 
@@ -101,9 +106,11 @@ class Run:
 
     @property
     def of(self):
+        """The set."""
         return SETS[self.name]
 
     def folder(self, out):
+        """Where the results of the run are collected."""
         return Path(out) / self.name / f"{self.model}-seed{self.seed}"
 
     def command(self):
@@ -159,7 +166,7 @@ def plan(name, only=None, seeds=None, **changes):
 
 
 def finished(run, out):
-    """Whether the run is there; one of another budget is an error, not an answer."""
+    """Whether a run is complete; a run of another budget raises a :class:`jetzoo.UserError`."""
     path = run.folder(out) / "run.json"
     if not path.exists():
         return False
@@ -173,7 +180,7 @@ def finished(run, out):
 
 
 def train(run, out, bar, threads):
-    """Call the train script and collect what it wrote.
+    """Run the train script and collect what it wrote.
 
     Parameters
     ----------
@@ -280,6 +287,7 @@ def data_files(log):
 
 
 def parse_arguments(argv):
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -298,6 +306,7 @@ def parse_arguments(argv):
 
 
 def main(argv=None):
+    """Run the command line; returns the exit code."""
     args = parse_arguments(argv)
     changes = {k: getattr(args, k) for k in ("epochs", "samples", "samples_val", "batch_size")}
     failures = []

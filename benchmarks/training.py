@@ -8,30 +8,37 @@ it drops particles at random from the longest jets of a batch, so that it comput
 with and without. Writes ``results/training_<device>.csv`` beside this file.
 """
 
-import argparse
-import csv
 from pathlib import Path
 
 import torch
-from speed import SAMPLE, make_model, read_jets, weaver_part
+from common import (
+    TRIMMER,
+    argument_parser,
+    first,
+    median_ratio,
+    random_part,
+    read_jets,
+    weaver_network,
+    write_csv,
+)
 
-from jetzoo import profiling, zoo
+from jetzoo import plugin, profiling, repository
 
-RESULTS = Path(__file__).parent / "results"
-VARIANTS = ("weaver, all particles", "weaver, trimmed", "jetzoo")
+BASE = "weaver, all particles"
+NETWORKS = {
+    BASE: lambda model: weaver_network(model, trim=False),
+    "weaver, trimmed": weaver_network,
+    "jetzoo": lambda model: model,
+}
 
 
-def make_step(variant, model, jets, device, amp):
-    """A function that trains one step on the same jets."""
-    if variant == "jetzoo":
-        network, inputs = model, jets
-    else:
-        network, inputs = weaver_part(model, trim=variant.endswith("trimmed")), jets[1:]
+def make_step(network, jets, device, amp):
+    """Return a function that trains one step on the same jets."""
     network = network.to(device).train().requires_grad_()
-    inputs = [x.to(device) for x in inputs]
-    target = (torch.arange(len(jets[0]), device=device) % 2).long()
+    inputs = [x.to(device) for x in jets]
+    target = torch.arange(len(jets[0]), device=device) % 2
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
-    loss = zoo.loss(None)
+    loss = plugin.get_loss(None)
 
     def step():
         optimizer.zero_grad()
@@ -43,49 +50,46 @@ def make_step(variant, model, jets, device, amp):
     return step
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128])
-    parser.add_argument("--amp", action="store_true", help="autocast to bfloat16")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--data", type=Path, default=SAMPLE, help="parquet or npz, see speed.py")
-    args = parser.parse_args()
+def measure(args):
+    """Rows of the CSV."""
+    jets = read_jets(args.data)
+    for size in args.batch_sizes:
+        steps = {
+            name: make_step(build(random_part(jets)), first(jets, size), args.device, args.amp)
+            for name, build in NETWORKS.items()
+        }
+        timings = profiling.interleaved(steps, args.repeats, warmup=TRIMMER, device=args.device)
+        for name, step in steps.items():
+            seconds, spread = profiling.median_and_spread(timings[name])
+            yield {
+                "variant": name,
+                "batch_size": size,
+                "amp": args.amp,
+                "jets_per_second": f"{size / seconds:.1f}",
+                "spread": f"{spread:.2f}",
+                "times_weaver": f"{median_ratio(timings[BASE], timings[name]):.2f}",
+                "peak_mib": f"{profiling.peak_memory(step, args.device) / 2**20:.0f}",
+                **profiling.machine_stamp(args.device),
+            }
 
-    all_jets = read_jets(args.data)
+
+def main():
+    """Run the command line."""
+    parser = argument_parser(__doc__, repeats=7, batch_sizes=[128], device=True, figures=False)
+    parser.add_argument("--amp", action="store_true", help="autocast to bfloat16")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=repository.sample_jets(),
+        metavar="FILE",
+        help="parquet or npz, see speed.py",
+    )
+    args = parser.parse_args()
     rows = []
-    for batch_size in args.batch_sizes:
-        chosen = torch.arange(batch_size) % len(all_jets[0])
-        jets = [x[chosen] for x in all_jets]
-        steps = {}
-        for variant in VARIANTS:
-            steps[variant] = make_step(variant, make_model(all_jets), jets, args.device, args.amp)
-        # weaver's trimmer starts after five batches.
-        timings = profiling.interleaved(steps, args.repeats, warmup=6, device=args.device)
-        for variant, step in steps.items():
-            seconds, spread = profiling.median_and_spread(timings[variant])
-            pairs = zip(timings[VARIANTS[0]], timings[variant], strict=True)
-            ratio, _ = profiling.median_and_spread([weaver / own for weaver, own in pairs])
-            rows.append(
-                {
-                    "variant": variant,
-                    "batch_size": batch_size,
-                    "amp": args.amp,
-                    "jets_per_second": f"{batch_size / seconds:.1f}",
-                    "spread": f"{spread:.2f}",
-                    "times_weaver": f"{ratio:.2f}",
-                    "peak_mib": f"{profiling.peak_memory(step, args.device) / 2**20:.0f}",
-                    **profiling.machine_stamp(args.device),
-                }
-            )
-            print({key: rows[-1][key] for key in list(rows[-1])[:7]}, flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"training_{torch.device(args.device).type}.csv"
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"wrote {path}")
+    for row in measure(args):
+        rows.append(row)
+        print({key: row[key] for key in list(row)[:7]}, flush=True)
+    write_csv(args.results / f"training_{torch.device(args.device).type}.csv", rows)
 
 
 if __name__ == "__main__":
