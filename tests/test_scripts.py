@@ -6,6 +6,7 @@ import argparse
 import ast
 import itertools
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -319,7 +320,9 @@ def test_started_by_a_link(checkout, run, tmp_path):
     link = tmp_path / "train"
     link.symlink_to(checkout / "train_JetClass.sh")
     direct = run("JetClass", "-h")
-    assert subprocess.check_output([link, "-h"], text=True) == direct.stdout
+    environment = os.environ | {"PATH": with_path(tmp_path)}
+    linked = subprocess.check_output([link, "-h"], text=True, env=environment)
+    assert linked == direct.stdout
 
 
 def profile_arguments(command):
@@ -386,6 +389,8 @@ def test_quantize(dry_run, run, published, tmp_path):
     touch(tmp_path / "it's" / "here.parquet")
     _, found = settings("--data-val", "it's/here.parquet")
     assert found["calibration"] == ["it's/here.parquet"] and not found["qat"]
+    assert_misuse(run("QuarkGluon", "--quantize", "int4"), "int4", "static dynamic weight-only")
+    assert_misuse(run("QuarkGluon", "--attention", "fast"), "fast", "reference sdpa")
     assert_misuse(run("QuarkGluon", "--quantize"), "--quantize needs a value")
     assert_misuse(run("QuarkGluon", "--qat"), "--quantize")
 
