@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,9 +12,9 @@ import torch.nn.functional as F
 from torch import library
 
 from jetzoo import native
-from jetzoo.attention import attention, check_backend, dispatch, flash, jagged
+from jetzoo.attention import BACKENDS, attention, check_backend, dispatch, jagged
 from jetzoo.attention.reference import weights
-from jetzoo.packing import pack
+from jetzoo.nn.packing import pack
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COMPILER = native.load("training") is not None
@@ -270,7 +271,8 @@ def test_flash_attn_removes_the_padding(monkeypatch):
 
     package = SimpleNamespace(flash_attn_varlen_func=varlen, flash_attn_func=plain)
     monkeypatch.setitem(sys.modules, "flash_attn", package)
-    monkeypatch.setattr(flash, "DEVICES", (DEVICE,))
+    row = replace(BACKENDS["flash_attn"], devices=(DEVICE,))
+    monkeypatch.setitem(BACKENDS, "flash_attn", row)
     (q, k, v, _), mask = make(21, 21, torch.float16)
     found = attention(q, k, v, mask=mask, dropout_p=0.25, backend="flash_attn")
     expected = attention(q, k, v, mask=mask, backend="reference")
@@ -283,7 +285,7 @@ def test_errors_say_what_to_do(monkeypatch):
     (q, k, v, bias), _ = make(4, 4, torch.float32)
     with pytest.raises(ValueError, match="unknown attention backend 'flesh'.*triton, flash_attn"):
         attention(q, k, v, backend="flesh")
-    with pytest.raises(ValueError, match="takes no bias"):
+    with pytest.raises(ValueError, match="takes no pair bias; .* choose triton"):
         attention(q, k, v, bias=bias, backend="flash_attn")
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     with pytest.raises(ValueError, match=r"pip install jetzoo\[gpu\]"):
@@ -314,7 +316,7 @@ def test_auto_logs_its_choice_once(caplog):
     [
         "import jetzoo; first = jetzoo.attention; second = jetzoo.attention",
         "import jetzoo; import jetzoo.attention; first = second = jetzoo.attention",
-        "from jetzoo import attention as first; import jetzoo.layers; second = jetzoo.attention",
+        "from jetzoo import attention as first; import jetzoo.nn.blocks; second = jetzoo.attention",
     ],
 )
 def test_package_and_function_share_a_name(lines):

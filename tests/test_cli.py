@@ -7,23 +7,15 @@ import sys
 import awkward as ak
 import numpy as np
 import pytest
-from test_zoo import COUNTS, write_jets, write_network
+from jets import COUNTS
 
 import jetzoo
-from jetzoo import evaluate, tables, zoo
+from jetzoo import tables
 from jetzoo.cli import main
+from jetzoo.metrics import numbers, predictions
+from jetzoo.tagger import Tagger
 
 CONFIG = "QuarkGluon/qg_kin"
-
-
-@pytest.fixture
-def network(tmp_path):
-    return write_network(tmp_path)
-
-
-@pytest.fixture
-def jets_file(tmp_path):
-    return write_jets(tmp_path)
 
 
 def predict(network, output, *files, **options):
@@ -41,7 +33,7 @@ def test_predict_then_evaluate(suffix, network, jets_file, tmp_path, capsys):
     assert predict(network, output, jets_file, jets_file, **{"batch-size": "4"}) == 0
     tagger = jetzoo.load(*network, CONFIG, device="cpu")
     expected = tagger.predict(ak.from_parquet(jets_file))
-    labels, scores, classes = evaluate.read_predictions([output], tagger.classes)
+    labels, scores, classes = predictions.read_predictions([output], tagger.classes)
     np.testing.assert_allclose(scores, np.tile(expected, (2, 1)), rtol=1e-6)
     np.testing.assert_array_equal(labels, np.arange(2 * len(COUNTS)) % 2)
     jet_pt = tables.read(output, ["jet_pt"])["jet_pt"]
@@ -51,7 +43,7 @@ def test_predict_then_evaluate(suffix, network, jets_file, tmp_path, capsys):
     assert main(["evaluate", str(output), "--data-config", CONFIG]) == 0
     printed = capsys.readouterr().out
     metrics = json.loads((output.parent / "metrics.json").read_text())
-    assert metrics == evaluate.evaluate(labels, scores, classes)
+    assert metrics == numbers.evaluate(labels, scores, classes)
     assert f"{metrics['accuracy']:.4f} ±" in printed and f"{metrics['auc']:.4f}" in printed
     assert "50%" in printed and "30%" in printed
     assert str(output.parent / "roc.png") in printed.replace("\n", "")
@@ -69,7 +61,7 @@ def test_evaluate_takes_several_files_and_a_folder(tmp_path, capsys):
     for label in range(3):
         scores = rng.dirichlet(np.eye(3)[label] * 3 + 1, size=200).astype(np.float32)
         files.append(str(tmp_path / f"pred_{label}.root"))
-        evaluate.write_predictions(files[-1], classes, scores, np.full(200, label))
+        predictions.write_predictions(files[-1], classes, scores, np.full(200, label))
     assert main(["evaluate", *files, "--out", str(tmp_path / "a" / "b")]) == 0
     metrics = json.loads((tmp_path / "a" / "b" / "metrics.json").read_text())
     assert metrics["num_jets_per_class"] == dict.fromkeys(classes, 200)
@@ -100,7 +92,7 @@ def test_misuse_is_one_sentence_and_leaves_nothing(network, jets_file, tmp_path,
     nothing = tmp_path / "nothing.parquet"
     tables.write(nothing, jets[:0])
     scores = tmp_path / "scores.root"
-    evaluate.write_predictions(scores, ["a", "b"], np.eye(2), np.arange(2))
+    predictions.write_predictions(scores, ["a", "b"], np.eye(2), np.arange(2))
     output = tmp_path / "pred.root"
     output.write_bytes(b"old")
     before = sorted(tmp_path.iterdir())
@@ -151,7 +143,7 @@ def test_ctrl_c(network, jets_file, tmp_path, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(zoo.Tagger, "predict", interrupted)
+    monkeypatch.setattr(Tagger, "predict", interrupted)
     before = sorted(tmp_path.iterdir())
     assert predict(network, tmp_path / "pred.root", jets_file) == 130
     assert sorted(tmp_path.iterdir()) == before

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from test_contracts import build, make_jets
-from test_inference import stir
-from weaver.utils.data.config import DataConfig
+from jets import make_jets
 from weaver.utils.dataset import SimpleIterDataset
+from zoo import CONFIG, build, stir
 
 import jetzoo
-from jetzoo import UserError, cli, comparison, inference, quantization, zoo
+from jetzoo import UserError, cli, comparison, data_config
+from jetzoo.engine.folding import freeze
+from jetzoo.int8 import layers, quantize, tuning
+from jetzoo.repository import network_module
+from jetzoo.tagger import Tagger
 
-CONFIG = ROOT / "data" / "QuarkGluon" / "qg_kin.yaml"
 SMALL = {"embed_dims": (32, 64, 32), "num_heads": 4, "num_layers": 1, "num_cls_layers": 1}
 
 
@@ -32,7 +34,7 @@ def sample(tmp_path_factory):
 
 
 def model():
-    return stir(build("ParT", DataConfig.load(CONFIG), **SMALL))
+    return stir(build("ParT", **SMALL))
 
 
 def labels_of(count):
@@ -48,7 +50,7 @@ def command(folder, output, *more, network="ParT", calibration="val.parquet"):
     return [*words, f"--calibration={folder / calibration}", f"--output={output}", *more]
 
 
-@pytest.mark.parametrize("method", quantization.METHODS)
+@pytest.mark.parametrize("method", quantize.METHODS)
 def test_command_line(sample, tmp_path, capsys, method):
     output = tmp_path / "new" / "int8.pt"
     assert cli.main(command(sample, output, "--method", method)) == 0
@@ -96,12 +98,12 @@ def test_misuse(sample, tmp_path, capsys, more, options, message):
 
 def weaver_run(files, settings, options, config=CONFIG, network="ParT", state=None):
     """What weaver does with ``--predict``: one call per group of files."""
-    module = zoo.network_module(network)
-    data_config = zoo.read_data_config(config)
-    built, _ = module.get_model(data_config, **options, quantize=settings)
+    module = network_module(network)
+    read = data_config.read(config)
+    built, _ = module.get_model(read, **options, quantize=settings)
     if state is not None:
         built.load_state_dict(state)
-    evaluate = module.get_evaluate_fn(data_config, **options, quantize=settings, use_amp=False)
+    evaluate = module.get_evaluate_fn(read, **options, quantize=settings, use_amp=False)
     results = []
     for name, paths in files.items():
         dataset = SimpleIterDataset(
@@ -203,33 +205,34 @@ def test_fine_tuning_makes_up_for_the_rounding(monkeypatch):
         scale = weight.abs().amax(1).clamp(min=1e-30) / 7
         return (weight / scale[:, None]).round(), scale
 
-    monkeypatch.setattr(quantization, "round_rows", coarse)
-    monkeypatch.setattr(quantization, "STEPS", 30)
-    monkeypatch.setattr(quantization, "TUNING_BATCH", 32)
-    monkeypatch.setattr(quantization, "LEARNING_RATE", 1e-4)
+    for module in (layers, quantize, tuning):
+        monkeypatch.setattr(module, "round_rows", coarse)
+    monkeypatch.setattr(tuning, "STEPS", 30)
+    monkeypatch.setattr(tuning, "TUNING_BATCH", 32)
+    monkeypatch.setattr(tuning, "LEARNING_RATE", 1e-4)
     network = model()
     jets = tuple(make_jets(np.random.default_rng(7).integers(1, 30, 400), seed=3))
     test = make_jets(np.random.default_rng(8).integers(1, 30, 200), seed=9)
     with torch.no_grad():
         expected = network(*test)
-    before = quantization.quantize(network, jets, "weight-only")
-    tuned = quantization.fine_tune(network, jets, "weight-only")
+    before = jetzoo.accelerate(network, "int8", None, jets, "weight-only").network
+    tuned = tuning.fine_tune(freeze(network), jets, "weight-only")
     errors = [(q(*test) - expected).square().mean() for q in (before, tuned)]
     assert errors[1] < 0.4 * errors[0]
     assert not any(p.grad is not None for p in network.parameters())
-    assert isinstance(tuned.engine.get_submodule(tuned.layers[0]), quantization.QuantizedDense)
+    assert isinstance(tuned.engine.get_submodule(tuned.layers[0]), layers.QuantizedDense)
 
 
 def test_calibration_takes_all_classes(tmp_path, monkeypatch):
     rng = np.random.default_rng(1)
-    config = zoo.read_data_config(ROOT / "data" / "JetClass" / "JetClass_kin.yaml")
-    tagger = zoo.Tagger(torch.nn.Identity(), config)
+    config = data_config.read(ROOT / "data" / "JetClass" / "JetClass_kin.yaml")
+    tagger = Tagger(torch.nn.Identity(), config)
     files = []
     for i in range(10):
         files.append(tmp_path / f"{i:02}.root")
         handmade.write_root(files[-1], [i + 1] * 20, rng, np.zeros(20))
     monkeypatch.setattr(comparison, "CALIBRATION_FILES", 5)
-    monkeypatch.setattr(quantization, "CALIBRATION_JETS", 50)
+    monkeypatch.setattr(comparison, "CALIBRATION_JETS", 50)
     jets = comparison.calibration_jets(tagger, files)
     assert len(jets[0]) == 50
     lengths = jets[3].sum((1, 2)).int().tolist()
@@ -242,8 +245,10 @@ def test_calibration_takes_all_classes(tmp_path, monkeypatch):
 def test_the_float_form_is_the_fast_engine(sample):
     jets = tuple(make_jets((12, 5, 30)))
     network = model()
-    both = comparison.SideBySide(network, quantization.quantize(network, jets), jets)
-    expected = inference.accelerate(network)(*jets)
+    both = comparison.SideBySide(
+        network, jetzoo.accelerate(network, "int8", calibration=jets), jets
+    )
+    expected = jetzoo.accelerate(network)(*jets)
     torch.testing.assert_close(both(*jets), expected)
     assert both.num_jets == 3 and min(both.seconds) > 0
     assert both.scores().shape == (3, 2) and both.logits == []

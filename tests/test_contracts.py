@@ -4,68 +4,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import ROOT
-from weaver.utils.data.config import DataConfig
+from jets import make_jets, repad
+from zoo import NETWORKS, VARIANTS, build
 
-from jetzoo import zoo
-
-NETWORKS = sorted(path.stem for path in (ROOT / "networks").glob("*.py"))
-# Options that change what is computed; they promise the same.
-VARIANTS = {
-    "ParT plain": {"pair_bias": False},
-    "LinformerParT projected": {"pair_bias": "projected"},
-    "MambaParT bidirectional": {"bidirectional": True},
-}
+from jetzoo import plugin
+from jetzoo.repository import network_module
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*legacy.*")
-
-
-@pytest.fixture(scope="module")
-def data_config():
-    return DataConfig.load(ROOT / "data" / "QuarkGluon" / "qg_kin.yaml")
-
-
-def build(name, data_config, **options):
-    """A network with the sizes it is published with, and weights that do not hide mistakes."""
-    torch.manual_seed(1)
-    options = {**VARIANTS.get(name, {}), **options}
-    model, _ = zoo.network_module(name.split()[0]).get_model(data_config, **options)
-    for module in model.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.running_mean.uniform_(-0.3, 0.3)
-            module.running_var.uniform_(0.5, 2)
-    return model.eval()
-
-
-def make_jets(counts, length=None, seed=2):
-    """Jets with so many particles, as weaver hands them over, real particles first."""
-    rng = np.random.default_rng(seed)
-    length = length or max(max(counts), 1)
-    shape = (len(counts), length)
-    pt = rng.exponential(10, shape) + 0.5
-    deta, dphi = rng.normal(0, 0.2, (2, *shape))
-    energy = pt * np.cosh(deta)
-    vectors = np.stack((pt * np.cos(dphi), pt * np.sin(dphi), pt * np.sinh(deta), energy), 1)
-    kinematics = np.log(pt), np.log(energy), np.log(pt / 500), np.log(energy / 500)
-    features = np.stack((*kinematics, np.hypot(deta, dphi), deta, dphi), 1)
-    mask = np.arange(length) < np.array(counts)[:, None]
-    arrays = np.stack((deta, dphi), 1), features, vectors, mask[:, None]
-    return [torch.from_numpy(x.astype("float32")) for x in arrays]
-
-
-def repad(jets, length=None, filling=0.0):
-    """The same jets at another padded length, with something else in the padding."""
-    *inputs, mask = jets
-    length = length or mask.shape[2]
-    real = min(length, mask.shape[2])
-    longer = torch.zeros(len(mask), 1, length)
-    longer[..., :real] = mask[..., :real]
-    result = []
-    for x in inputs:
-        new = torch.full((len(x), x.shape[1], length), filling)
-        new[..., :real] = torch.where(mask[..., :real].bool(), x[..., :real], torch.tensor(filling))
-        result.append(new)
-    return [*result, longer]
 
 
 def assert_same(actual, expected, tolerance=1e-5):
@@ -131,7 +76,9 @@ def test_long_jets_do_not_change_the_others(model):
 def test_every_parameter_gets_a_gradient(name, data_config):
     model = build(name, data_config).train()
     jets = make_jets((40, 7, 61, 33))
-    loss = zoo.loss(data_config)(model(*repad(jets, 128, float("nan"))), torch.tensor([0, 1, 0, 1]))
+    loss = plugin.get_loss(data_config)(
+        model(*repad(jets, 128, float("nan"))), torch.tensor([0, 1, 0, 1])
+    )
     loss.backward()
     without = [n for n, p in model.named_parameters() if p.grad is None]
     assert not without
@@ -145,7 +92,7 @@ def test_learns(name, data_config):
     jets = make_jets([5, 25] * 4)
     losses = []
     for _ in range(15):
-        loss = zoo.loss(data_config)(model(*jets), torch.tensor([0, 1] * 4))
+        loss = plugin.get_loss(data_config)(model(*jets), torch.tensor([0, 1] * 4))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -179,7 +126,7 @@ def test_for_inference_gives_probabilities(name, model, data_config):
 
 
 def export(network, path, data_config, opset):
-    info = zoo.model_info(data_config)
+    info = plugin.model_info(data_config)
     # What weaver's --export-onnx does: ones, two jets.
     ones = tuple(torch.ones(2, *info["input_shapes"][key][1:]) for key in info["input_names"])
     torch.onnx.export(
@@ -232,7 +179,7 @@ def test_unknown_option_is_an_error(name, data_config):
 
 
 def test_network_file_defines_what_weaver_asks_for(name, data_config):
-    module = zoo.network_module(name.split()[0])
+    module = network_module(name.split()[0])
     _, info = module.get_model(data_config)
     assert info["input_names"] == ["pf_points", "pf_features", "pf_vectors", "pf_mask"]
     assert info["input_shapes"]["pf_features"] == (1, 7, 128)

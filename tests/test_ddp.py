@@ -18,27 +18,27 @@ import handmade
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from weaver.utils.dataset import SimpleIterDataset
+from zoo import NETWORKS
 
-from jetzoo import zoo
+from jetzoo import data_config, plugin, repository
+from jetzoo.repository import network_module
 
-NETWORKS = sorted(path.stem for path in (ROOT / "networks").glob("*.py"))
 CONFIG = "QuarkGluon/qg_kin"
 JETS, BATCH, STEPS = 16, 8, 2
 
 
 def make_model(name):
     small = {"embed_dims": (32, 16), "num_heads": 2, "num_layers": 1} if "ParT" in name else {}
-    model, _ = zoo.network_module(name).get_model(zoo.read_data_config(CONFIG), seed=1, **small)
+    model, _ = network_module(name).get_model(data_config.read(CONFIG), seed=1, **small)
     return model.eval()
 
 
 def batches(path):
     """Inputs and labels of a file, in its order, by weaver's loader."""
-    config = str(ROOT / "data" / f"{CONFIG}.yaml")
+    config = str(repository.home() / "data" / f"{CONFIG}.yaml")
     whole = {"fetch_by_files": True, "fetch_step": 1}
     data = SimpleIterDataset({"_": [str(path)]}, config, for_training=False, **whole)
     (label,) = data.config.label_names
@@ -49,7 +49,7 @@ def batches(path):
 def train(model, data):
     """Gradients of every step; each step changes the weights, so that the next depends on it."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    loss = zoo.loss(None)
+    loss = plugin.get_loss(None)
     gradients = []
     for inputs, labels in data:
         optimizer.zero_grad()

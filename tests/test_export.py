@@ -6,16 +6,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import ROOT
-from test_contracts import NETWORKS, build, make_jets, repad
-from test_inference import stir
-from test_quantization import SIZES
-from weaver.utils.data.config import DataConfig
+from jets import make_jets, repad
+from zoo import CONFIG, NETWORKS, SIZES, build, stir
 
 from jetzoo import UserError, cli
 from jetzoo.export import export
-
-CONFIG = ROOT / "data" / "QuarkGluon" / "qg_kin.yaml"
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -33,11 +28,10 @@ def trained(name, folder):
     options = dict(SIZES.get(name, {}))
     if "num_layers" in options:
         options["num_layers"] = 1
-    config = DataConfig.load(CONFIG)
-    model = stir(build(name, config, **options))
+    model = stir(build(name, **options))
     path = folder / f"{name}.pt"
     torch.save(model.state_dict(), path)
-    network = build(name, config, for_inference=True, **options)
+    network = build(name, for_inference=True, **options)
     network.load_state_dict(model.state_dict())
     return network, path, options
 

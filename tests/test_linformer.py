@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from linformer import LinformerSelfAttention
 
-from jetzoo.packing import Padded, pack
-from jetzoo.zoo import network_module
+from jetzoo.nn.packing import Padded, pack
+from jetzoo.repository import network_module
 
 network = network_module("LinformerParT")
 COUNTS = [40, 0, 1, 17]

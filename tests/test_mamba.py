@@ -4,8 +4,8 @@ import pytest
 import torch
 from mambapy.mamba import MambaBlock, MambaConfig
 
-from jetzoo.packing import Padded, pack
-from jetzoo.zoo import network_module
+from jetzoo.nn.packing import Padded, pack
+from jetzoo.repository import network_module
 
 network = network_module("MambaParT")
 DIM = 8

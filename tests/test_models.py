@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 
 import awkward as ak
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 from conftest import ROOT
 
 import jetzoo
-from jetzoo import UserError, cli, evaluate, models, zoo
+from jetzoo import UserError, cli, data_config, models, repository
+from jetzoo.metrics import numbers
+from jetzoo.repository import network_module
 
 RECORD = {
     "model": "PFN",
@@ -52,9 +55,7 @@ METRICS = {
 def write_run(folder, **changes):
     """A finished run with a PFN of random weights, whose file is read back."""
     folder.mkdir(parents=True, exist_ok=True)
-    model, _ = zoo.network_module("PFN").get_model(
-        zoo.read_data_config("QuarkGluon/qg_kin"), seed=5
-    )
+    model, _ = network_module("PFN").get_model(data_config.read("QuarkGluon/qg_kin"), seed=5)
     torch.save(model.state_dict(), folder / "net.pt")
     (folder / "run.json").write_text(json.dumps(RECORD | changes))
     (folder / "metrics.json").write_text(json.dumps(METRICS))
@@ -64,8 +65,10 @@ def write_run(folder, **changes):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A models folder in place of the project's."""
-    monkeypatch.setattr(models, "FOLDER", tmp_path / "models")
-    return models.FOLDER
+    folder = tmp_path / "models"
+    monkeypatch.setattr(repository, "models", lambda: folder)
+    monkeypatch.setattr(repository, "published_models", lambda: folder / "published")
+    return folder
 
 
 def test_add_writes_weights_and_card(folder, tmp_path, capsys):
@@ -104,19 +107,20 @@ def test_another_run_of_the_same_model_replaces_the_first(folder, tmp_path):
 
 
 def test_names_are_those_the_scripts_look_for():
-    common = (ROOT / "scripts" / "common.sh").read_text()
-    assert "models/${pretrained}_$kind.pt" in common
-    for model, stem in (("ParT", "ParT"), ("PN", "ParticleNet")):
+    script = (ROOT / "scripts" / "models.sh").read_text()
+    assert "models/${pretrained}_$kind.pt" in script
+    rows = re.findall(r'^ +"(\S+)-FineTune .* (\S+)"$', script, re.MULTILINE)
+    assert [model for model, _ in rows] == ["ParT", "PN"]
+    for model, stem in rows:
         record = {"model": model, "dataset": "JetClass", "features": "kin"}
         assert models.card_name(record) == f"{stem}_kin"
-        assert f'{stem}"' in common
 
 
 @pytest.mark.parametrize("name", ["ParT", "PN"])
 def test_fine_tuning_starts_from_files_of_half_precision(name):
-    config = zoo.read_data_config("QuarkGluon/qg_kin")
-    pretrained, _ = zoo.network_module(name).get_model(config, seed=1)
-    tuned, _ = zoo.network_module(f"{name}-FineTune").get_model(config, seed=2)
+    config = data_config.read("QuarkGluon/qg_kin")
+    pretrained, _ = network_module(name).get_model(config, seed=1)
+    tuned, _ = network_module(f"{name}-FineTune").get_model(config, seed=2)
     state = {key: models.half(value) for key, value in pretrained.state_dict().items()}
     tuned.load_state_dict(state, strict=False)  # as weaver does
     ours, theirs = tuned.state_dict(), pretrained.state_dict()
@@ -165,7 +169,7 @@ def test_misuse(folder, tmp_path, capsys):
 @pytest.fixture
 def published(server, monkeypatch):
     """Weights on a server, in place of the published ones; they begin a ParticleNet."""
-    model, _ = zoo.network_module("PN").get_model(zoo.read_data_config("JetClass/JetClass_kin"))
+    model, _ = network_module("PN").get_model(data_config.read("JetClass/JetClass_kin"))
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
     body = buffer.getvalue()
@@ -229,9 +233,9 @@ def test_blob_id_of_the_published_file(real_data):
 def test_shipped_weights_are_what_their_cards_say():
     cards = models.read_cards()
     assert [name for name, card in cards.items() if models.status(name, card) != "ok"] == []
-    assert {path.stem for path in models.FOLDER.glob("*.pt")} == set(cards)
+    assert {path.stem for path in repository.models().glob("*.pt")} == set(cards)
     if cards:
-        assert (models.FOLDER / "README.md").read_text() == models.render(cards)
+        assert (repository.models() / "README.md").read_text() == models.render(cards)
 
 
 @pytest.mark.parametrize(
@@ -239,9 +243,9 @@ def test_shipped_weights_are_what_their_cards_say():
 )
 def test_shipped_weights_tag_the_embedded_jets(name):
     """Other jets than in the card, few of them: the AUC is off by 0.03 at one sigma."""
-    jets = ak.from_parquet(ROOT / "data" / "samples" / "QuarkGluon" / "test_file_0.parquet")[::8]
+    jets = ak.from_parquet(repository.sample_jets())[::8]
     scores = jetzoo.load(name, fast=True).predict(jets)
-    metrics = evaluate.evaluate(1 - jets.label.to_numpy(), scores, ["jet_isQ", "jet_isG"])
+    metrics = numbers.evaluate(1 - jets.label.to_numpy(), scores, ["jet_isQ", "jet_isG"])
     assert metrics["auc"] == pytest.approx(models.read_cards()[name]["metrics"]["auc"], abs=0.1)
 
 

@@ -7,7 +7,7 @@ from conftest import ROOT
 from weaver.nn.model.ParticleTransformer import ParticleTransformer as WeaverParT
 from weaver.utils.data.config import DataConfig
 
-from jetzoo import zoo
+from jetzoo.repository import network_module
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def data_config():
 def make_part(data_config, **options):
     """ParT of the published size with no parameter at a special value."""
     torch.manual_seed(3)
-    model, _ = zoo.network_module("ParT").get_model(data_config, **options)
+    model, _ = network_module("ParT").get_model(data_config, **options)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if name.endswith("running_var"):
@@ -61,12 +61,12 @@ def test_published_files_name_the_projections_as_pytorch_does(data_config):
         name.replace("in_proj.", "in_proj_"): tensor for name, tensor in model.state_dict().items()
     }
     assert "mod.blocks.0.attn.in_proj_weight" in published
-    other, _ = zoo.network_module("ParT").get_model(data_config)
+    other, _ = network_module("ParT").get_model(data_config)
     other.load_state_dict(published, strict=True)
     torch.testing.assert_close(
         other.mod.cls_blocks[1].attn.in_proj.bias, model.mod.cls_blocks[1].attn.in_proj.bias
     )
-    tuned, _ = zoo.network_module("ParT-FineTune").get_model(data_config)
+    tuned, _ = network_module("ParT-FineTune").get_model(data_config)
     tuned.load_state_dict(published, strict=False)
     torch.testing.assert_close(
         tuned.mod.blocks[7].attn.in_proj.weight, model.mod.blocks[7].attn.in_proj.weight
@@ -74,8 +74,8 @@ def test_published_files_name_the_projections_as_pytorch_does(data_config):
 
 
 def test_fine_tuning_refuses_other_weights(data_config):
-    tuned, _ = zoo.network_module("ParT-FineTune").get_model(data_config)
-    other, _ = zoo.network_module("PN").get_model(data_config)
+    tuned, _ = network_module("ParT-FineTune").get_model(data_config)
+    other, _ = network_module("PN").get_model(data_config)
     with pytest.raises(RuntimeError, match="Missing key"):
         tuned.load_state_dict(other.state_dict(), strict=False)
 

@@ -5,12 +5,13 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
+from jets import random_jets
 from torch import nn
 
-from jetzoo import zoo
-from jetzoo.finetune import init_opt
+from jetzoo.nn.finetune import init_opt
+from jetzoo.repository import network_module
 
-PN = zoo.network_module("PN")
+PN = network_module("PN")
 SMALL = {"conv_params": ((3, (8, 8)), (3, (16,))), "fc_params": ((8, 0.1),)}
 
 
@@ -23,15 +24,6 @@ def data_config(num_features=7, num_classes=10):
         input_shapes={n: (-1, c, 128) for n, c in zip(names, channels, strict=True)},
         label_value=[f"class{i}" for i in range(num_classes)],
     )
-
-
-def random_jets(*lengths, padded=24, num_features=7):
-    generator = torch.Generator().manual_seed(1)
-    points, features, vectors = (
-        torch.randn(len(lengths), c, padded, generator=generator) for c in (2, num_features, 4)
-    )
-    mask = torch.arange(padded) < torch.tensor(lengths)[:, None, None]
-    return points, features, vectors, mask.float()
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +166,7 @@ def test_exported_published_network(tops, published, tmp_path):
 
 
 def fine_tune(num_classes=2, **options):
-    return zoo.network_module("PN-FineTune").get_model(
+    return network_module("PN-FineTune").get_model(
         data_config(num_classes=num_classes), **(options or SMALL)
     )[0]
 

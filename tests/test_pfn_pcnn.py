@@ -2,23 +2,15 @@
 
 import pytest
 import torch
+from jets import random_jets
 from torch import nn
 from torch.nn import functional as F
 
-from jetzoo import zoo
+from jetzoo.repository import network_module
 
-PFN = zoo.network_module("PFN")
-PCNN = zoo.network_module("PCNN")
+PFN = network_module("PFN")
+PCNN = network_module("PCNN")
 SMALL_PCNN = {"first_dim": 6, "stages": ((6, 5), (8,), (4, 4)), "fc_params": ((10, 0.2),)}
-
-
-def random_jets(*lengths, padded):
-    generator = torch.Generator().manual_seed(1)
-    points, features, vectors = (
-        torch.randn(len(lengths), c, padded, generator=generator) for c in (2, 7, 4)
-    )
-    mask = torch.arange(padded) < torch.tensor(lengths)[:, None, None]
-    return points, features, vectors, mask.float()
 
 
 def with_history(net):
@@ -50,7 +42,7 @@ def test_pfn_is_a_function_of_the_sum_over_particles():
 def test_number_of_parameters(network, parameters):
     """With 17 features and 10 classes: published are 86k and 354k, the latter with biases that
     the batch norms behind them cancel."""
-    module = zoo.network_module(network)
+    module = network_module(network)
     cls = module.ParticleFlowNetwork if network == "PFN" else module.ParticleCNN
     assert sum(p.numel() for p in cls(17, 10).parameters()) == parameters
 

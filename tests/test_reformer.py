@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from reformer_pytorch.reformer_pytorch import FullQKAttention
 
-from jetzoo.packing import Padded, pack
-from jetzoo.zoo import network_module
+from jetzoo.nn.packing import Padded, pack
+from jetzoo.repository import network_module
 
 network = network_module("ReformerParT")
 DIM, HEADS, CHUNK, ROUNDS = 32, 4, 32, 4

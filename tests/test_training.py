@@ -8,11 +8,13 @@ import torch
 from conftest import ROOT
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from zoo import without_kernels
 
 from jetzoo import native
-from jetzoo.layers import ParticleTransformer
-from jetzoo.native import training
-from jetzoo.packing import pack
+from jetzoo.native import chains, training
+from jetzoo.nn.packing import pack
+from jetzoo.nn.pairs import PairBias
+from jetzoo.nn.transformer import ParticleTransformer
 
 pytestmark = pytest.mark.skipif(native.load("training") is None, reason="no C++ compiler")
 
@@ -24,15 +26,15 @@ def norm(dim):
     return layer
 
 
-def chains():
+def kernels():
     """Each with tensors and layers as its arguments; more rows than are summed up together."""
     torch.manual_seed(0)
     x, y, scale = torch.randn(301, 48), torch.randn(301, 48), torch.randn(48)
     return {
-        "layer_norm": (training.layer_norm, (3 * x + 1, norm(48))),
-        "gelu_norm": (training.gelu_norm, (2 * x, nn.Linear(48, 80), norm(80))),
-        "add_norm": (training.add_norm, (x, y, scale, norm(48))),
-        "scaled_add": (training.scaled_add, (x, y, scale)),
+        "layer_norm": (chains.layer_norm, (3 * x + 1, norm(48))),
+        "gelu_norm": (chains.gelu_norm, (2 * x, nn.Linear(48, 80), norm(80))),
+        "add_norm": (chains.add_norm, (x, y, scale, norm(48))),
+        "scaled_add": (chains.scaled_add, (x, y, scale)),
     }
 
 
@@ -45,12 +47,12 @@ def results(function, arguments, dtype=torch.float32):
     return [x.double() for x in (out, *torch.autograd.grad(out, sum(inputs, []), grad))]
 
 
-@pytest.mark.parametrize("name", chains())
+@pytest.mark.parametrize("name", kernels())
 def test_chains_are_as_good_as_torch(name, monkeypatch):
-    function, arguments = chains()[name]
+    function, arguments = kernels()[name]
     ours = results(function, arguments)
     truth = results(function, arguments, torch.float64)
-    monkeypatch.setattr(training, "load", lambda name: None)
+    without_kernels(monkeypatch)
     theirs = results(function, arguments)
     for x, y, true in zip(ours, theirs, truth, strict=True):
         assert (x - true).norm() <= 2 * (y - true).norm() + 5e-8 * true.norm()
@@ -65,16 +67,16 @@ def test_gelu_far_from_zero():
     keep = nn.LayerNorm(16)  # its gradient with respect to its gain shows what it was given
     for dtype in (torch.float32, torch.float64):
         rows = x.view(-1, 16).to(dtype).requires_grad_()
-        out = training.gelu_norm(rows, layer.to(dtype), keep.to(dtype))
+        out = chains.gelu_norm(rows, layer.to(dtype), keep.to(dtype))
         assert out.isfinite().all()
         seen.append(out[:-1].double())
     torch.testing.assert_close(*seen, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [n for n in chains() if n != "layer_norm"])
+@pytest.mark.parametrize("name", [n for n in kernels() if n != "layer_norm"])
 def test_dropout_is_the_same_in_both_passes(name):
     """A number that was dropped has no gradient; a seed of PyTorch gives the same ones again."""
-    function, arguments = chains()[name]
+    function, arguments = kernels()[name]
 
     def run(seed):
         torch.manual_seed(seed)
@@ -103,7 +105,7 @@ def test_dropout_is_the_same_in_both_passes(name):
 
 def test_dropout_keeps_what_it_should():
     x = torch.ones(3000, 64, requires_grad=True)
-    out = training.scaled_add(torch.zeros(3000, 64), x, torch.ones(64), 0.1)
+    out = chains.scaled_add(torch.zeros(3000, 64), x, torch.ones(64), 0.1)
     kept = out > 0
     torch.testing.assert_close(out, kept / 0.9)
     assert abs(kept.float().mean() - 0.9) < 4 * (0.09 / kept.numel()) ** 0.5
@@ -143,8 +145,7 @@ def test_step_is_that_of_pytorch(monkeypatch):
     model = ParticleTransformer(5, 3, **SMALL, **off)
     inputs = jets((23, 40, 0, 1, 17))
     ours, _ = gradients(model, inputs)
-    monkeypatch.setattr(training, "load", lambda name: None)
-    monkeypatch.setattr("jetzoo.attention.jagged.load", lambda name: None)
+    without_kernels(monkeypatch)
     theirs, _ = gradients(model, inputs)
     exact, _ = gradients(model.double(), [x.double() for x in inputs])
     assert (ours - exact).norm() <= 2 * (theirs - exact).norm() < 1e-3 * exact.norm()
@@ -188,7 +189,7 @@ def test_kernels_step_aside():
     with FlopCounterMode(display=False):
         assert not training.usable(x)
     odd = nn.LayerNorm(7)
-    assert torch.equal(training.layer_norm(x[:, :7], odd), odd(x[:, :7]))
+    assert torch.equal(chains.layer_norm(x[:, :7], odd), odd(x[:, :7]))
 
 
 def test_nothing_is_padded_or_copied_for_attention(monkeypatch):
@@ -196,7 +197,7 @@ def test_nothing_is_padded_or_copied_for_attention(monkeypatch):
     model = ParticleTransformer(5, 3, **SMALL)
     attn = model.blocks[0].attn
     monkeypatch.setattr(layout, "pad", None)
-    out = attn(torch.randn(12, 32), layout, torch.randn(2, 42))
+    out = attn(torch.randn(12, 32), layout, PairBias(layout, pairs=torch.randn(2, 42)))
     assert out.shape == (12, 32)
 
 
@@ -207,5 +208,5 @@ def test_benchmark_trains(monkeypatch):
 
     model = ParticleTransformer(5, 2, **SMALL).eval().requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
-    make_step("jetzoo", model, jets((9, 5)), "cpu", amp=False)()
+    make_step(model, jets((9, 5)), "cpu", amp=False)()
     assert not torch.equal(model.fc[-1].weight, before["fc.0.weight"])

@@ -99,7 +99,7 @@ def attention(q, k, v, *, bias=None, mask=None, dropout_p=0.0, backend="auto"):
         backend = choose_backend(q, k, bias, dropout_p)
         if not torch.compiler.is_compiling():
             _log_choice(q.device.type, backend)
-    check_backend(backend)
+    check_backend(backend, bias=bias is not None)
     function = _function(backend)
     if not torch.compiler.is_compiling():
         _check(BACKENDS[backend], backend, q, k, v, bias, dropout_p)
@@ -119,8 +119,6 @@ def _function(backend):
 
 
 def _check(row, name, q, k, v, bias, dropout_p):
-    if bias is not None and not row.bias:
-        raise ValueError(f"the {name} backend takes no bias; {row.instead} does")
     if dropout_p and not row.dropout:
         raise ValueError(f"the {name} backend has no dropout; set attn_dropout=0 or use triton")
     if str(q.dtype).removeprefix("torch.") not in row.dtypes or q.device.type not in row.devices:

@@ -5,11 +5,14 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from jets import masks
 from weaver.nn.model.ParticleTransformer import ParticleTransformer as Stock
+from zoo import without_kernels
 
-from jetzoo import layers, native, profiling
-from jetzoo.layers import PairEmbed, ParticleTransformer
-from jetzoo.packing import pack
+from jetzoo import native, profiling
+from jetzoo.nn.packing import pack
+from jetzoo.nn.pairs import PairEmbed
+from jetzoo.nn.transformer import ParticleTransformer
 
 NO_DROPOUT = {"dropout": 0.0, "attn_dropout": 0.0, "activation_dropout": 0.0}
 
@@ -23,17 +26,22 @@ def four_vectors(batch_size, length, seed=0):
     return torch.stack((px, py, pz, (px**2 + py**2 + pz**2 + 0.02).sqrt()), 1)
 
 
-def masks(counts, length):
-    return torch.arange(length) < torch.tensor(counts)[:, None, None]  # (B, 1, N)
+def pair_features(module, vectors, layout):
+    """What the MLP is given, (1, 4, P)."""
+    seen = []
+    module = copy.deepcopy(module).eval()
+    module.embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        module(vectors, layout)
+    return torch.cat(seen, dim=2)
 
 
 def plain_pair_embed(module, vectors, mask):
     """The MLP on the same pairs with everything kept, put into matrices, in float64."""
     layout = pack(mask, with_pairs=True)
     kept = copy.deepcopy(module).double()
-    i, j, ij, ji = layout.pairs
-    features = layers._features(layers._particles(vectors, layout), i, j)
-    rows = kept.embed(features.double())[0]  # (H, P)
+    _, _, ij, ji = layout.pairs
+    rows = kept.embed(pair_features(module, vectors, layout).double())[0]  # (H, P)
     length = layout.mask.shape[1]
     dense = rows.new_zeros(rows.shape[0], layout.mask.numel() * length)
     dense = dense.index_copy(1, ij, rows).index_copy(1, ji, rows)
@@ -44,7 +52,7 @@ def plain_pair_embed(module, vectors, mask):
 def kernels(request, monkeypatch):
     """With the kernels in C++, and as on a machine without a compiler."""
     if request.param == "pytorch":
-        monkeypatch.setattr(native.training, "load", lambda name: None)
+        without_kernels(monkeypatch)
     elif native.load("training") is None:
         pytest.skip("no C++ compiler")
 
@@ -55,7 +63,7 @@ def test_pair_embed_trains_as_if_everything_were_kept():
     module = PairEmbed((16, 16, 4)).train()
     vectors, mask = four_vectors(4, 12), masks((12, 5, 0, 1), 12)
     kept, expected = plain_pair_embed(copy.deepcopy(module), vectors, mask)
-    found = module(vectors, pack(mask, with_pairs=True))
+    found = module(vectors, pack(mask, with_pairs=True)).dense
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found, found.mT)  # symmetric
 
@@ -98,10 +106,10 @@ def test_hidden_layers_of_pairs_are_not_kept():
 def test_chunks_of_pairs_change_nothing(chunk):
     module = PairEmbed((8, 2)).eval()
     vectors, layout = four_vectors(3, 9), pack(masks((9, 4, 0), 9), with_pairs=True)
-    expected = module(vectors, layout)
+    expected = module(vectors, layout).dense
     module.CHUNK = chunk
     with torch.no_grad():
-        torch.testing.assert_close(module(vectors, layout), expected)
+        torch.testing.assert_close(module(vectors, layout).dense, expected)
 
 
 def gradients(model, call, target):

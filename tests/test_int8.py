@@ -7,25 +7,16 @@ import handmade
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from test_contracts import NETWORKS, build, make_jets, repad
-from test_inference import SMALL, UNBIASED, stir
-from weaver.utils.data.config import DataConfig
+from jets import make_jets, repad
+from zoo import CONFIG, NETWORKS, SIZES, SMALL, build, stir
 
 import jetzoo
-from jetzoo import UserError, inference, quantization
-from jetzoo.quantization import METHODS, QuantizedDense
-
-SIZES = {
-    **dict.fromkeys(("ParT", "ParT-FineTune", "LinformerParT"), SMALL),
-    **dict.fromkeys(("ReformerParT", "MambaParT"), UNBIASED),
-    **dict.fromkeys(("PN", "PN-FineTune"), {"conv_params": ((8, (16, 16)), (8, (24, 24)))}),
-}
-
-
-@pytest.fixture(scope="module")
-def data_config():
-    return DataConfig.load(ROOT / "data" / "QuarkGluon" / "qg_kin.yaml")
+from jetzoo import UserError, acceleration, native
+from jetzoo.engine.dense import Dense
+from jetzoo.engine.folding import fold, freeze
+from jetzoo.int8 import calibration, file, layers, quantize
+from jetzoo.int8.layers import QuantizedDense
+from jetzoo.int8.methods import METHODS, OBSERVERS
 
 
 @pytest.fixture(params=NETWORKS, scope="module")
@@ -68,7 +59,7 @@ def test_the_static_layer_is_exact(shape, gelu, monkeypatch):
     if gelu:
         expected = torch.nn.functional.gelu(expected)
     for fast in (True, False):
-        monkeypatch.setattr(quantization, "exact_products", lambda fast=fast: fast)
+        monkeypatch.setattr(layers, "exact_products", lambda fast=fast: fast)
         torch.testing.assert_close(layer(x).double(), expected, atol=3e-5, rtol=3e-6)
 
 
@@ -105,7 +96,7 @@ def test_dynamic_scales_are_those_of_the_token():
 def test_convolutions(kernel, stride):
     torch.manual_seed(2)
     conv = torch.nn.Conv1d(20, 12, kernel, stride=stride, padding=kernel // 2, bias=False)
-    layer = quantization.quantized(conv, "weight-only")
+    layer = layers.quantized(conv, "weight-only")
     x = torch.randn(4, 20, 17)
     with torch.no_grad():
         conv.weight.copy_((layer.dense.weight * layer.dense.scale[:, None]).view_as(conv.weight))
@@ -126,7 +117,7 @@ def test_bias_correction_keeps_the_mean():
 def test_observers():
     torch.manual_seed(4)
     values = torch.cat((torch.randn(100_000), torch.tensor([400.0])))
-    low, high = quantization.choose_range(values, "percentile")
+    low, high = calibration.choose_range(values, "percentile")
     assert -5 < low < -3 and 3 < high < 5
 
     def error(low, high):
@@ -135,9 +126,9 @@ def test_observers():
         return (rounded - values).square().mean()
 
     values = torch.randn(100_000) ** 3
-    assert error(*quantization.choose_range(values, "mse")) < 0.9 * error(*values.aminmax())
-    for observer in quantization.OBSERVERS:
-        low, high = quantization.choose_range(torch.rand(10_000), observer)
+    assert error(*calibration.choose_range(values, "mse")) < 0.9 * error(*values.aminmax())
+    for observer in OBSERVERS:
+        low, high = calibration.choose_range(torch.rand(10_000), observer)
         assert abs(low) < 0.01 and 0.98 < high <= 1
 
 
@@ -154,14 +145,14 @@ def test_networks_are_close_and_come_back_from_a_file(name, model, data_config, 
     assert not logits.is_inference()
 
     path = tmp_path / "int8.pt"
-    quantization.save(fast, path, name, data_config, SIZES.get(name, {}))
+    file.save(fast, path, name, data_config, SIZES.get(name, {}))
     content = torch.load(path, weights_only=True)
     assert content["tensors"]["int8"].numel() > 0.7 * sum(
         p.numel() for p in model.parameters() if p.ndim > 1
     )
     for tagger in (
         jetzoo.load(path),
-        jetzoo.load(name, path, ROOT / "data" / "QuarkGluon" / "qg_kin.yaml"),
+        jetzoo.load(name, path, CONFIG),
     ):
         torch.testing.assert_close(tagger.model(*jets), logits, atol=0, rtol=0)
 
@@ -180,7 +171,7 @@ def test_any_jets(name, model):
 def test_calibration_is_deterministic(part):
     jets = jets_to_calibrate()
     engines = [jetzoo.accelerate(part, "int8", calibration=jets) for _ in range(2)]
-    for a, b in zip(*(e.engine.state_dict().values() for e in engines), strict=True):
+    for a, b in zip(*(e.network.engine.state_dict().values() for e in engines), strict=True):
         torch.testing.assert_close(a, b, atol=0, rtol=0)
 
 
@@ -191,11 +182,11 @@ def test_calibration_comes_in_many_forms(part):
     weaver = [(dict(zip(names, half, strict=True)), {}, {}) for half in halves]
     test = make_jets((30, 4))
     expected = jetzoo.accelerate(part, "int8", calibration=halves)(*test)
-    for calibration in (iter(halves), weaver, [[*half] for half in halves]):
-        logits = jetzoo.accelerate(part, "int8", calibration=calibration)(*test)
+    for given in (iter(halves), weaver, [[*half] for half in halves]):
+        logits = jetzoo.accelerate(part, "int8", calibration=given)(*test)
         torch.testing.assert_close(logits, expected, atol=0, rtol=0)
-    for calibration in (jets, [*jets]):
-        logits = jetzoo.accelerate(part, "int8", calibration=calibration)(*test)
+    for given in (jets, [*jets]):
+        logits = jetzoo.accelerate(part, "int8", calibration=given)(*test)
         torch.testing.assert_close(logits, expected, atol=0.05, rtol=0)
 
 
@@ -207,18 +198,20 @@ def test_only_some_hundred_jets_are_read():
         yield tuple(x[25:] for x in jets)
         raise AssertionError("enough")
 
-    assert [len(b[0]) for b in quantization.calibration_batches(batches(), 30)] == [25, 5]
+    assert [len(b[0]) for b in calibration.calibration_batches(batches(), 30)] == [25, 5]
 
 
 def test_layers_of_inputs_and_outputs_stay_in_float(part):
     fast = jetzoo.accelerate(part, "int8", method="dynamic")
-    kinds = {name: type(m) for name, m in fast.engine.named_modules()}
-    assert kinds["network.embed.layers.0"] is inference.Dense
-    assert kinds["network.pair_embed.layers.0"] is inference.Dense
+    kinds = {name: type(m) for name, m in fast.network.engine.named_modules()}
+    assert kinds["network.embed.layers.0"] is Dense
+    assert kinds["network.pair_embed.layers.0"] is Dense
     assert kinds["network.embed.layers.1"] is QuantizedDense
     assert kinds["network.mixers.0.in_proj"] is QuantizedDense
-    everything = quantization.quantize(part, method="dynamic", keep=lambda name, layer: False)
-    assert set(everything.layers) - set(fast.layers) == {
+    everything = quantize.quantize(
+        fold(freeze(part)), method="dynamic", keep=lambda name, layer: False
+    )
+    assert set(everything.layers) - set(fast.network.layers) == {
         "network.embed.layers.0",
         "network.pair_embed.layers.0",
         "network.pair_embed.layers.2",
@@ -240,12 +233,14 @@ def test_the_kernels_agree_with_the_plain_form(part, layer, monkeypatch):
     """Layer by layer: with all of them in int8, a number that falls on the other side moves all."""
     jets = jets_to_calibrate()
     for method in METHODS:
-        fast = quantization.quantize(
-            part, jets, method, keep=lambda name, _: name != f"network.{layer}"
+        quantized = quantize.quantize(
+            fold(freeze(part)), jets, method, keep=lambda name, _: name != f"network.{layer}"
         )
+        fast = acceleration.lower(quantized)
+        assert (fast.kernels is None) == (native.load("part") is None)
         logits = fast(*jets)
-        monkeypatch.setattr(quantization, "exact_products", lambda: False)
-        torch.testing.assert_close(logits, fast.engine(*jets), atol=2e-3, rtol=0)
+        monkeypatch.setattr(layers, "exact_products", lambda: False)
+        torch.testing.assert_close(logits, fast.network(*jets), atol=2e-3, rtol=0)
         monkeypatch.undo()
 
 
@@ -253,7 +248,7 @@ def test_the_published_size_is_a_quarter(data_config, tmp_path):
     model = build("ParT", data_config)
     torch.save(model.state_dict(), tmp_path / "float.pt")
     fast = jetzoo.accelerate(model, "int8", calibration=tuple(make_jets((20, 30))))
-    quantization.save(fast, tmp_path / "int8.pt", "ParT", data_config)
+    file.save(fast, tmp_path / "int8.pt", "ParT", data_config)
     sizes = [(tmp_path / f"{name}.pt").stat().st_size for name in ("float", "int8")]
     assert sizes[0] / sizes[1] > 3.7
 
@@ -291,33 +286,31 @@ def test_nan_in_the_padding_is_fine(part):
 
 
 @pytest.fixture
-def file(part, data_config, tmp_path):
+def int8_file(part, data_config, tmp_path):
     path = tmp_path / "int8.pt"
-    quantization.save(
-        jetzoo.accelerate(part, "int8", method="dynamic"), path, "ParT", data_config, SMALL
-    )
+    file.save(jetzoo.accelerate(part, "int8", method="dynamic"), path, "ParT", data_config, SMALL)
     return path
 
 
-def test_files_are_checked(file, tmp_path):
-    config = ROOT / "data" / "QuarkGluon" / "qg_kin.yaml"
+def test_files_are_checked(int8_file, tmp_path):
+    config = CONFIG
     with pytest.raises(UserError, match="is a ParT, not a PN"):
-        jetzoo.load("PN", file, config)
+        jetzoo.load("PN", int8_file, config)
     with pytest.raises(UserError, match="other inputs"):
-        jetzoo.load("ParT", file, config.with_name("qg_kinpid.yaml"))
+        jetzoo.load("ParT", int8_file, config.with_name("qg_kinpid.yaml"))
     with pytest.raises(UserError, match="made with the options"):
-        jetzoo.load("ParT", file, config, num_heads=2)
+        jetzoo.load("ParT", int8_file, config, num_heads=2)
     with pytest.raises(UserError, match="runs on the CPU"):
-        jetzoo.load("ParT", file, config, device="cuda")
+        jetzoo.load("ParT", int8_file, config, device="cuda")
     torch.save({"format": "something else"}, tmp_path / "other.pt")
     with pytest.raises(UserError, match="not an int8 network"):
         jetzoo.load(tmp_path / "other.pt")
 
 
-def test_a_tagger_predicts_with_it(file, part, tmp_path):
+def test_a_tagger_predicts_with_it(int8_file, part, tmp_path):
     handmade.write_parquet(tmp_path / "jets.parquet", (12, 3, 25, 0, 40), np.random.default_rng(4))
     jets = ak.from_parquet(tmp_path / "jets.parquet")
-    tagger = jetzoo.load(file)
+    tagger = jetzoo.load(int8_file)
     assert tagger.classes == ["jet_isQ", "jet_isG"]
     scores = tagger.predict(jets)
     inputs = [torch.from_numpy(x) for x in tagger.inputs(jets).values()]
@@ -334,9 +327,9 @@ def test_small_entries_beside_large_ones_survive(data_config, tmp_path):
             parameter += 0.001 * torch.randn_like(parameter)
     fast = jetzoo.accelerate(model, "int8", method="weight-only")
     path = tmp_path / "int8.pt"
-    quantization.save(fast, path, "LinformerParT", data_config, SMALL)
+    file.save(fast, path, "LinformerParT", data_config, SMALL)
     expected = {k: v for k, v in model.state_dict().items() if k.endswith("proj_k")}
-    for engine in (fast.engine, jetzoo.load(path).model.engine):
+    for engine in (fast.network.engine, jetzoo.load(path).model.network.engine):
         found = [v for k, v in engine.state_dict().items() if k.endswith("proj_k")]
         assert len(found) == len(expected) > 0
         for value, exact in zip(found, expected.values(), strict=True):

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from test_contracts import build, make_jets, repad
+from jets import make_jets, repad
 from weaver.nn.model.ParticleTransformer import ParticleTransformer as StockParT
 from weaver.utils.data.config import DataConfig
 from weaver.utils.dataset import SimpleIterDataset
+from zoo import CONFIG, GRAPH, SMALL, UNBIASED, build, stir, without_kernels
 
 import jetzoo
-from jetzoo import cli, inference, native, zoo
-from jetzoo.native.part import NativePart
+from jetzoo import cli, native
+from jetzoo.engine import layers
+from jetzoo.modules import only_looks
+from jetzoo.repository import network_module
 
-UNBIASED = {"embed_dims": (32, 64, 32), "num_heads": 4, "num_layers": 2}
-SMALL = {**UNBIASED, "pair_embed_dims": (16, 16)}
 NETWORKS = {
     "ParT": SMALL,
     "ParT without bias": {**SMALL, "pair_bias": False},
@@ -32,23 +33,9 @@ NETWORKS = {
     "ReformerParT": UNBIASED,
     "MambaParT": UNBIASED,
     "PFN": {},
-    "PN": {"conv_params": ((8, (16, 16)), (8, (24, 24)))},
-    "PN-FineTune": {"conv_params": ((8, (16, 16)), (8, (24, 24)))},
+    "PN": GRAPH,
+    "PN-FineTune": GRAPH,
 }
-
-
-@pytest.fixture(scope="module")
-def data_config():
-    return DataConfig.load(ROOT / "data" / "QuarkGluon" / "qg_kin.yaml")
-
-
-def stir(model):
-    """Change the parameters that begin as ones and zeros, which hide mistakes."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
 
 
 @pytest.fixture(params=NETWORKS, scope="module")
@@ -66,13 +53,14 @@ def fast(request, model):
 def in_pytorch(model):
     """The engine as it is where there is no compiler, and on a GPU."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inference.native_part, "obstacle", lambda folded: "a test wants PyTorch")
+        without_kernels(patch)
         return jetzoo.accelerate(model)
 
 
 def cut(fast, tokens, monkeypatch):
     """Let few tokens go through the network together."""
-    monkeypatch.setattr(getattr(fast, "network", fast), "tokens", tokens)
+    for network in filter(None, (fast.network.network, fast.kernels)):
+        monkeypatch.setattr(network, "tokens", tokens)
 
 
 def check(fast, model, jets, tolerance=2e-5):
@@ -150,7 +138,7 @@ def test_long_jets_take_another_attention(data_config, monkeypatch):
     fast = in_pytorch(model)
     jets = make_jets((30, 12))
     short = fast(*jets)
-    monkeypatch.setattr(inference, "SHORT", 8)
+    monkeypatch.setattr(layers, "SHORT", 8)
     torch.testing.assert_close(fast(*jets), short, atol=1e-5, rtol=0)
     check(fast, model, jets)
 
@@ -158,7 +146,7 @@ def test_long_jets_take_another_attention(data_config, monkeypatch):
 def test_kernels_run_where_they_can(data_config, caplog):
     if native.load("part") is None:
         pytest.skip("there is no C++ compiler")
-    assert isinstance(jetzoo.accelerate(build("ParT", data_config, **SMALL)), NativePart)
+    assert jetzoo.accelerate(build("ParT", data_config, **SMALL)).kernels is not None
     with caplog.at_level(logging.INFO, "jetzoo"):
         jetzoo.accelerate(build("ParT", data_config, **{**SMALL, "num_heads": 8}))
     assert "not multiples of 8" in caplog.text
@@ -253,8 +241,7 @@ def sample(tmp_path):
     handmade.write_parquet(
         tmp_path / "jets.parquet", (12, 3, 25, 0, 40, 7), np.random.default_rng(4)
     )
-    config = ROOT / "data" / "QuarkGluon" / "qg_kin.yaml"
-    model = stir(build("ParT", DataConfig.load(config), **SMALL))
+    model = stir(build("ParT", **SMALL))
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     return tmp_path
 
@@ -262,17 +249,17 @@ def sample(tmp_path):
 def test_weaver_predicts_with_it(sample, caplog):
     dataset = SimpleIterDataset(
         {"": [str(sample / "jets.parquet")]},
-        str(ROOT / "data" / "QuarkGluon" / "qg_kin.yaml"),
+        str(CONFIG),
         for_training=False,
         fetch_by_files=True,
         fetch_step=1,
     )
-    network = zoo.network_module("ParT")
+    network = network_module("ParT")
     options = {**SMALL, "fast": True}
     model, _ = network.get_model(dataset.config, **options)
     model.load_state_dict(torch.load(sample / "weights.pt"))
     seen = []
-    model.register_forward_hook(lambda *args: seen.append(args))
+    model.register_forward_hook(only_looks(lambda *args: seen.append(args)))
     scores = []
     for fast in (False, True):
         evaluate = network.get_evaluate_fn(dataset.config, **{**options, "fast": fast})

@@ -5,71 +5,22 @@ import handmade
 import numpy as np
 import pytest
 import torch
+from jets import COUNTS
 from torch.utils.data import DataLoader
 from weaver.utils.dataset import SimpleIterDataset
 
 import jetzoo
-from jetzoo import UserError, evaluate, tables, zoo
-
-NETWORK = """
-import torch
-from jetzoo import zoo
-
-
-class Mean(torch.nn.Module):
-    '''A linear classifier of the mean particle.'''
-
-    def __init__(self, input_dim, num_classes, *, scale=1.0):
-        super().__init__()
-        self.fc = torch.nn.Linear(input_dim, num_classes)
-        self.scale = scale
-
-    def forward(self, points, features, lorentz_vectors, mask):
-        return self.fc(self.scale * (features * mask).sum(2) / mask.sum(2).clamp(min=1))
-
-
-def get_model(data_config, **kwargs):
-    return zoo.build(Mean, data_config, **kwargs)
-
-
-get_loss = zoo.loss
-"""
-
-COUNTS = (3, 0, 1, 128, 129, 300, 20, 7, 0, 41)
-
-
-def write_network(folder):
-    """A small network file and its checkpoint."""
-    path, checkpoint = folder / "Mean.py", folder / "net_best_epoch_state.pt"
-    path.write_text(NETWORK)
-    torch.manual_seed(0)
-    model, _ = zoo.network_module(path).get_model(zoo.read_data_config("QuarkGluon/qg_kin"))
-    torch.save(model.state_dict(), checkpoint)
-    return path, checkpoint
-
-
-def write_jets(folder):
-    """Jets of `COUNTS` particles."""
-    path = folder / "jets.parquet"
-    handmade.write_parquet(path, COUNTS, np.random.default_rng(7))
-    return path
-
-
-@pytest.fixture
-def network(tmp_path):
-    return write_network(tmp_path)
-
-
-@pytest.fixture
-def jets_file(tmp_path):
-    return write_jets(tmp_path)
+from jetzoo import UserError, data_config, repository, tables
+from jetzoo.metrics import predictions
+from jetzoo.repository import network_module
+from jetzoo.tagger import Tagger, predict_files
 
 
 def weaver_batch(path, config):
     """All jets of a file as weaver's test loader gives them."""
     dataset = SimpleIterDataset(
         {"test": [str(path)]},
-        str(zoo.REPOSITORY / "data" / config),
+        str(repository.home() / "data" / config),
         for_training=False,
         fetch_by_files=True,
         fetch_step=1,
@@ -110,15 +61,15 @@ def test_root_inputs_are_weavers(network, tmp_path):
     rng = np.random.default_rng(8)
     handmade.write_root(path, (5, 200, 1, 30), rng, [0, 3, 9, 3])
     expected, _, _ = weaver_batch(path, "JetClass/JetClass_full.yaml")
-    config = zoo.read_data_config("JetClass/JetClass_full")
-    tagger = zoo.Tagger(zoo.network_module(network[0]).get_model(config)[0], config)
+    config = data_config.read("JetClass/JetClass_full")
+    tagger = Tagger(network_module(network[0]).get_model(config)[0], config)
     jets = tables.read(path, tagger.branches, config.treename)
     for name, value in tagger.inputs(jets).items():
         np.testing.assert_array_equal(value, expected[name].numpy())
 
     output = tmp_path / "pred.root"
-    assert zoo.predict_files(tagger, [path], output)
-    labels, scores, classes = evaluate.read_predictions([output])
+    assert predict_files(tagger, [path], output)
+    labels, scores, classes = predictions.read_predictions([output])
     assert classes == handmade.JETCLASS_LABELS
     np.testing.assert_array_equal(labels, [0, 3, 9, 3])
     np.testing.assert_array_equal(scores, tagger.predict(jets))
@@ -141,10 +92,10 @@ def test_scores_are_those_of_the_model(network, jets_file):
 
 
 def test_part_loads_by_name(jets_file, tmp_path):
-    config = zoo.read_data_config("QuarkGluon/qg_kin")
+    config = data_config.read("QuarkGluon/qg_kin")
     torch.manual_seed(1)
     options = {"num_layers": 1, "num_cls_layers": 1, "embed_dims": [16], "pair_embed_dims": [8]}
-    model, _ = zoo.network_module("ParT").get_model(config, **options)
+    model, _ = network_module("ParT").get_model(config, **options)
     torch.save(model.state_dict(), tmp_path / "part.pt")
     tagger = jetzoo.load("ParT", tmp_path / "part.pt", "QuarkGluon/qg_kin", "cpu", **options)
     jets = ak.from_parquet(jets_file)
@@ -155,7 +106,7 @@ def test_part_loads_by_name(jets_file, tmp_path):
 
 
 def test_network_modules_are_fresh(network):
-    first, second = zoo.network_module(network[0]), zoo.network_module(str(network[0]))
+    first, second = network_module(network[0]), network_module(str(network[0]))
     assert first is not second and first.Mean is not second.Mean
 
 

@@ -9,7 +9,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from weaver.train import save_parquet, save_root
 
-from jetzoo import UserError, evaluate, tables
+from jetzoo import UserError, tables
+from jetzoo.metrics import numbers, predictions, roc
 
 JETCLASS = ["QCD", "Hbb", "Hcc", "Hgg", "H4q", "Hqql", "Zqq", "Wqq", "Tbqq", "Tbl"]
 JETCLASS = [f"label_{name}" for name in JETCLASS]
@@ -36,7 +37,7 @@ def test_binary_metrics_have_the_planted_values():
     # them above 70% of the quarks, and 180 below all quarks but the first.
     signal = (np.arange(100) + 0.5) / 100
     background = np.repeat([0.9, 0.6, 0.01], [4, 16, 180])
-    metrics = evaluate.evaluate(*binary(signal, background), QUARK_GLUON)
+    metrics = numbers.evaluate(*binary(signal, background), QUARK_GLUON)
 
     auc = (4 * 0.10 + 16 * 0.40 + 180 * 0.99) / 200
     assert metrics["auc"] == pytest.approx(auc, abs=1e-12)
@@ -59,7 +60,7 @@ def test_binary_metrics_have_the_planted_values():
 def test_ties_are_interpolated():
     # One cut only: 80% of the signal and 10% of the background share one score.
     labels, scores = binary(np.repeat([0.8, 0.2], [80, 20]), np.repeat([0.8, 0.2], [10, 90]))
-    metrics = evaluate.evaluate(labels, scores, QUARK_GLUON)
+    metrics = numbers.evaluate(labels, scores, QUARK_GLUON)
     assert metrics["rejections"][0]["rejection"] == pytest.approx(1 / (0.1 * 50 / 80))
     assert metrics["auc"] == pytest.approx(0.8 * 0.9 + 0.5 * (0.8 * 0.1 + 0.2 * 0.9))
 
@@ -67,31 +68,31 @@ def test_ties_are_interpolated():
 def test_flat_part_of_the_curve_counts_its_larger_background():
     # At exactly half of the signal, cuts with no and with one background jet both serve.
     labels, scores = binary([0.9, 0.5], [0.7, 0.1, 0.1, 0.1])
-    assert evaluate.evaluate(labels, scores, QUARK_GLUON)["rejections"][0]["rejection"] == 4
+    assert numbers.evaluate(labels, scores, QUARK_GLUON)["rejections"][0]["rejection"] == 4
 
 
 def test_no_background_passes():
     labels, scores = binary(np.full(50, 0.9), np.full(1000, 0.1))
-    metrics = evaluate.evaluate(labels, scores, QUARK_GLUON)
+    metrics = numbers.evaluate(labels, scores, QUARK_GLUON)
     row = metrics["rejections"][0]
     assert row["rejection"] is None and row["error"] is None
     # With that efficiency, no jet of a thousand passes in 5% of the cases.
     assert (1 - 1 / row["lower_limit"]) ** 1000 == pytest.approx(0.05)
     assert metrics["auc"] == 1.0
     json.dumps(metrics, allow_nan=False)
-    assert evaluate.roc_figure(labels, scores, QUARK_GLUON) is not None
+    assert roc.roc_figure(labels, scores, QUARK_GLUON) is not None
 
 
 def test_saturated_float32_scores_are_still_ordered():
     background = np.array([1e-9, 1e-8, 1e-3], np.float32)
     scores = np.stack([1 - background, background], axis=1)
     assert scores[0, 0] == scores[1, 0] == 1
-    assert evaluate.evaluate([0, 1, 1], scores, QUARK_GLUON)["auc"] == 1.0
+    assert numbers.evaluate([0, 1, 1], scores, QUARK_GLUON)["auc"] == 1.0
 
 
 def test_multiclass_auc_and_rejections():
     labels, scores = random_predictions(np.random.default_rng(1), 5000, JETCLASS)
-    metrics = evaluate.evaluate(labels, scores, JETCLASS)
+    metrics = numbers.evaluate(labels, scores, JETCLASS)
 
     # One vs one by hand: the mean over ordered pairs of the AUC of a against b on the score of a.
     aucs = [
@@ -123,7 +124,7 @@ def test_multiclass_auc_and_rejections():
 def test_missing_classes_are_said():
     labels, scores = random_predictions(np.random.default_rng(2), 2000, JETCLASS[:4])
     kept = labels != 2
-    metrics = evaluate.evaluate(labels[kept], scores[kept], JETCLASS[:4])
+    metrics = numbers.evaluate(labels[kept], scores[kept], JETCLASS[:4])
     aucs = [
         roc_auc_score(labels[pair] == a, scores[pair, a])
         for a in (0, 1, 3)
@@ -135,22 +136,22 @@ def test_missing_classes_are_said():
     assert [row["signal"] for row in metrics["rejections"]] == ["label_Hbb", "label_Hgg"]
     assert "label_Hcc" in metrics["notes"][0]
 
-    no_qcd = evaluate.evaluate(labels[labels > 0], scores[labels > 0], JETCLASS[:4])
+    no_qcd = numbers.evaluate(labels[labels > 0], scores[labels > 0], JETCLASS[:4])
     assert no_qcd["rejections"] == [] and "label_QCD" in no_qcd["notes"][-1]
-    other = evaluate.evaluate(labels, scores, ["a", "b", "c", "d"])
+    other = numbers.evaluate(labels, scores, ["a", "b", "c", "d"])
     assert other["rejections"] == [] and "label_QCD" in other["notes"][-1]
-    assert evaluate.roc_figure(labels, scores, ["a", "b", "c", "d"]) is None
+    assert roc.roc_figure(labels, scores, ["a", "b", "c", "d"]) is None
 
 
 def test_one_class_alone_has_no_auc():
-    metrics = evaluate.evaluate([0, 0], [[0.9, 0.1], [0.2, 0.8]], QUARK_GLUON)
+    metrics = numbers.evaluate([0, 0], [[0.9, 0.1], [0.2, 0.8]], QUARK_GLUON)
     assert (metrics["auc"], metrics["accuracy"], metrics["rejections"]) == (None, 0.5, [])
-    assert len(evaluate.summary(metrics)) == 1
+    assert len(numbers.summary(metrics)) == 1
 
 
 def test_a_jet_without_signal_and_background_probability_is_neutral():
     scores = np.array([[0, 0, 1], [0.1, 0.9, 0], [0.9, 0.1, 0]])
-    row = evaluate.evaluate([1, 1, 0], scores, ["label_QCD", "b", "c"])["rejections"][0]
+    row = numbers.evaluate([1, 1, 0], scores, ["label_QCD", "b", "c"])["rejections"][0]
     assert row["rejection"] is None
 
 
@@ -167,7 +168,7 @@ def test_a_jet_without_signal_and_background_probability_is_neutral():
 )
 def test_misuse(labels, scores, message):
     with pytest.raises(UserError, match=message):
-        evaluate.evaluate(labels, scores, QUARK_GLUON)
+        numbers.evaluate(labels, scores, QUARK_GLUON)
 
 
 def weaver_files(folder, labels, scores, classes, stem="pred"):
@@ -183,12 +184,12 @@ def test_reads_what_weaver_writes(tmp_path):
     labels, scores = random_predictions(np.random.default_rng(3), 100, JETCLASS)
     root, parquet = weaver_files(tmp_path, labels, scores, JETCLASS)
     for path, names in ((root, None), (parquet, JETCLASS)):
-        read_labels, read_scores, classes = evaluate.read_predictions([path], names)
+        read_labels, read_scores, classes = predictions.read_predictions([path], names)
         np.testing.assert_array_equal(read_labels, labels)
         np.testing.assert_array_equal(read_scores, scores)
         assert classes == JETCLASS
-    assert evaluate.read_predictions([parquet])[2][:2] == ["class_0", "class_1"]
-    read_labels, read_scores, _ = evaluate.read_predictions([root, root])
+    assert predictions.read_predictions([parquet])[2][:2] == ["class_0", "class_1"]
+    read_labels, read_scores, _ = predictions.read_predictions([root, root])
     np.testing.assert_array_equal(read_labels, np.tile(labels, 2))
     np.testing.assert_array_equal(read_scores, np.tile(scores, (2, 1)))
 
@@ -199,11 +200,11 @@ def test_writes_what_weaver_writes(tmp_path, suffix, num_jets):
     labels, scores = random_predictions(np.random.default_rng(4), num_jets, QUARK_GLUON)
     observers = {"jet_pt": np.linspace(500, 550, num_jets, dtype=np.float32)}
     ours = tmp_path / f"ours{suffix}"
-    evaluate.write_predictions(ours, QUARK_GLUON, scores, labels, observers)
+    predictions.write_predictions(ours, QUARK_GLUON, scores, labels, observers)
     branches, entries = tables.describe(ours)
     assert entries == num_jets
     np.testing.assert_array_equal(tables.read(ours, ["jet_pt"])["jet_pt"], observers["jet_pt"])
-    np.testing.assert_array_equal(evaluate.read_predictions([ours])[1], scores)
+    np.testing.assert_array_equal(predictions.read_predictions([ours])[1], scores)
     if num_jets > 1:  # weaver's own ROOT file of a single jet is empty
         root, parquet = weaver_files(tmp_path, labels, scores, QUARK_GLUON)
         theirs = root if suffix == ".root" else parquet
@@ -217,7 +218,7 @@ def test_files_that_are_no_predictions(tmp_path):
     root, parquet = weaver_files(tmp_path, labels, scores, QUARK_GLUON)
     other, _ = weaver_files(tmp_path, labels, scores, QUARK_GLUON[::-1], stem="other")
     untruthful = tmp_path / "data.root"
-    evaluate.write_predictions(untruthful, QUARK_GLUON, scores)
+    predictions.write_predictions(untruthful, QUARK_GLUON, scores)
     jets = tmp_path / "jets.parquet"
     tables.write(jets, tables.read(parquet, ["jet_pt", "_label_"]))
     garbage = tmp_path / "garbage.root"
@@ -236,18 +237,18 @@ def test_files_that_are_no_predictions(tmp_path):
         ([root, other], "has the classes jet_isG, jet_isQ"),
     ):
         with pytest.raises(UserError, match=message):
-            evaluate.read_predictions(files)
+            predictions.read_predictions(files)
     with pytest.raises(UserError, match="2 classes"):
-        evaluate.read_predictions([parquet], JETCLASS)
+        predictions.read_predictions([parquet], JETCLASS)
 
 
 def test_figure_shows_the_curve():
     labels, scores = random_predictions(np.random.default_rng(6), 4000, JETCLASS)
-    (axes,) = evaluate.roc_figure(labels, scores, JETCLASS).axes
+    (axes,) = roc.roc_figure(labels, scores, JETCLASS).axes
     lines = [line for line in axes.lines if line.get_marker() == "None"]
     assert len(lines) == 9
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 9
-    metrics = evaluate.evaluate(labels, scores, JETCLASS)
+    metrics = numbers.evaluate(labels, scores, JETCLASS)
     x, y = lines[0].get_data()
     assert np.interp(0.5, x, y) == pytest.approx(metrics["rejections"][0]["rejection"])
     assert axes.get_yscale() == "log" and axes.get_xlim() == (0, 1)
