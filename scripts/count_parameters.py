@@ -4,18 +4,15 @@
 The column of the README's table comes from here.
 """
 
-from pathlib import Path
-
-from jetzoo import zoo
-
-NETWORKS = Path(__file__).resolve().parent.parent / "networks"
+from jetzoo import repository
+from jetzoo.tagger import untrained
 
 
 def main():
-    data_config = zoo.read_data_config("JetClass/JetClass_full")
-    for path in sorted(NETWORKS.glob("*.py")):
-        model, _ = zoo.network_module(path).get_model(data_config)
-        print(f"{path.stem:<14} {sum(p.numel() for p in model.parameters()):>9,}")
+    """Print a line for each network."""
+    for name in repository.networks():
+        model = untrained(name, "JetClass/JetClass_full", "cpu").model
+        print(f"{name:<14} {sum(p.numel() for p in model.parameters()):>9,}")
 
 
 if __name__ == "__main__":

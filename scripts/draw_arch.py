@@ -39,11 +39,38 @@ def arrow(ax, start, end, **options):
     ax.add_patch(FancyArrowPatch(start, end, **{**style, **options}))
 
 
-def main():
+def canvas(size, width, height):
+    """A figure of a size in inches, with axes that nothing is seen of.
+
+    Parameters
+    ----------
+    size : (float, float)
+    width, height : (float, float)
+        Limits of the axes.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    matplotlib.axes.Axes
+    """
     plt.rcParams.update({"font.size": 9, "font.family": "DejaVu Sans"})
-    fig, ax = plt.subplots(figsize=(10, 4))
-    ax.set(xlim=(0, 20), ylim=(0.4, 8.1))
+    fig, ax = plt.subplots(figsize=size)
+    ax.set(xlim=width, ylim=height)
     ax.axis("off")
+    return fig, ax
+
+
+def save(fig, name):
+    """Write a figure as PNG and PDF into ``figures/``."""
+    FIGURES.mkdir(exist_ok=True)
+    for suffix in ("png", "pdf"):
+        fig.savefig(FIGURES / f"{name}.{suffix}", dpi=200, bbox_inches="tight")
+    print(FIGURES / f"{name}.png")
+
+
+def main():
+    """Draw the figure."""
+    fig, ax = canvas((10, 4), (0, 20), (0.4, 8.1))
 
     box(ax, 1.7, 6.6, 3.0, 1.5, "particles", "features (N, 7–17)")
     box(ax, 1.7, 3.2, 3.0, 1.5, "four-vectors", "px, py, pz, E")
@@ -94,10 +121,7 @@ def main():
     ax.text(7.55, 4.15, "bias U", fontsize=8, style="italic")
     arrow(ax, (10.9, 5.25), (10.9, 4.35), arrowstyle="-", linestyle=":")
 
-    FIGURES.mkdir(exist_ok=True)
-    for suffix in ("png", "pdf"):
-        fig.savefig(FIGURES / f"arch.{suffix}", dpi=200, bbox_inches="tight")
-    print(FIGURES / "arch.png")
+    save(fig, "arch")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,11 @@ import torch
 from conftest import ROOT
 from weaver.train import parser
 
-from jetzoo import UserError, evaluate, zoo
+from jetzoo import UserError, data_config
+from jetzoo.metrics.numbers import evaluate
+from jetzoo.metrics.predictions import write_predictions
+from jetzoo.metrics.roc import write_report
+from jetzoo.repository import network_module
 
 STUB_WEAVER = """
 echo "$*" >> "$CALLS"
@@ -76,7 +80,7 @@ def test_plan(train_zoo):
     assert sorted(runs[7:]) == [(m, s) for m in ("PFN", "ParT") for s in (2, 3)]
     runs = train_zoo.plan("jetclass-full", only=["PN"], seeds=[4, 5], epochs=2)
     assert [(r.model, r.seed, r.budget.epochs) for r in runs] == [("PN", 4, 2), ("PN", 5, 2)]
-    with pytest.raises(UserError, match="no PN-FineTune; its models are ParT"):
+    with pytest.raises(UserError, match="no PN-FineTune; its models are LinformerParT, MambaParT"):
         train_zoo.plan("quarkgluon-kin", only=["PN-FineTune"])
 
 
@@ -108,10 +112,10 @@ def test_commands_are_what_the_scripts_and_weaver_take(train_zoo):
 
 
 def test_seed_decides_weights_and_batches():
-    config = zoo.read_data_config("QuarkGluon/qg_kin")
+    config = data_config.read("QuarkGluon/qg_kin")
 
     def draw(seed):
-        model, _ = zoo.network_module("PFN").get_model(config, seed=seed)
+        model, _ = network_module("PFN").get_model(config, seed=seed)
         # weaver's loader seeds its processes with this number.
         return next(model.parameters()).detach(), torch.randint(2**40, ()), np.random.rand()  # noqa: NPY002
 
@@ -177,16 +181,14 @@ def test_runs_are_collected_and_not_repeated(train_zoo, checkout, tmp_path, monk
 def write_run(folder, model, seed, jets, labels):
     """A finished run of random weights, with predictions of some quality."""
     folder.mkdir(parents=True)
-    network, _ = zoo.network_module(model).get_model(
-        zoo.read_data_config("QuarkGluon/qg_kin"), seed=seed
-    )
+    network, _ = network_module(model).get_model(data_config.read("QuarkGluon/qg_kin"), seed=seed)
     torch.save(network.state_dict(), folder / "net.pt")
     rng = np.random.default_rng(seed)
     score = 1 / (1 + np.exp(rng.normal(0, 1, len(labels)) + 2 * labels - 1))
     classes, scores = ["jet_isQ", "jet_isG"], np.stack((score, 1 - score), 1)
-    evaluate.write_predictions(folder / "pred.root", classes, scores, labels)
-    metrics = evaluate.evaluate(labels, scores, classes)
-    evaluate.write_report(metrics, None, folder)
+    write_predictions(folder / "pred.root", classes, scores, labels)
+    metrics = evaluate(labels, scores, classes)
+    write_report(metrics, None, folder)
     log = [f" - ('data_{s}', ['{jets}/{s}_file_*.parquet'])" for s in ("train", "val", "test")]
     for epoch in range(2):
         log.append(f"INFO: Eval AvgLoss: {0.6 - epoch / 10}, AvgAcc: 0.7")
@@ -214,17 +216,16 @@ def results(tmp_path, monkeypatch, results_table):
         for model, seed in (("PFN", 1), ("PFN", 2), ("ParT", 1))
     ]
     monkeypatch.setenv("JETZOO_REAL_DATA", str(tmp_path / "real"))
-    for name in ("ROOT", "RESULTS", "FIGURES"):
-        monkeypatch.setattr(results_table, name, tmp_path)
     shutil.copy(ROOT / "benchmarks" / "results" / "published.csv", tmp_path)
-    return out, metrics
+    folders = ["--results", str(tmp_path), "--figures", str(tmp_path)]
+    return ["--out", str(out), *folders], metrics
 
 
 def test_tables_and_figures(results, results_table, tmp_path, capsys):
-    out, (first, second, _) = results
-    assert results_table.main(["quarkgluon-kin", "--out", str(out), "--repeats", "1"]) == 0
+    options, (first, second, _) = results
+    assert results_table.main(["quarkgluon-kin", *options, "--repeats", "1"]) == 0
     with open(tmp_path / "zoo_quarkgluon-kin.csv") as file:
-        part, pfn = csv.DictReader(file)
+        pfn, part = csv.DictReader(file)
     assert (part["model"], pfn["model"], pfn["seeds"]) == ("ParT", "PFN", "2")
 
     aucs = [first["auc"], second["auc"]]
@@ -237,7 +238,7 @@ def test_tables_and_figures(results, results_table, tmp_path, capsys):
     ratio = float(part["megabytes"]) / float(part["int8_megabytes"])
     assert float(part["times_smaller"]) == pytest.approx(ratio, rel=1e-4) and ratio > 3.7
 
-    network, _ = zoo.network_module("PFN").get_model(zoo.read_data_config("QuarkGluon/qg_kin"))
+    network, _ = network_module("PFN").get_model(data_config.read("QuarkGluon/qg_kin"))
     assert int(pfn["parameters"]) == sum(p.numel() for p in network.parameters())
     # A sum over particles, and a head that does not depend on their number.
     phi, head = 2 * (7 * 128 + 2 * 128**2), 2 * (3 * 128**2 + 2 * 128)
@@ -252,7 +253,7 @@ def test_tables_and_figures(results, results_table, tmp_path, capsys):
             assert (tmp_path / f"zoo_quarkgluon-kin_{kind}.{suffix}").stat().st_size > 5000
 
     capsys.readouterr()
-    assert results_table.main(["--markdown"]) == 0
+    assert results_table.main([*options, "--markdown"]) == 0
     text = capsys.readouterr().out
     assert f"| `PFN` (2 seeds) | {np.mean([first['accuracy'], second['accuracy']]):.3f} ±" in text
     assert "rejection at 50%" in text and "1,000 published jets" in text
@@ -265,25 +266,85 @@ def test_tables_and_figures(results, results_table, tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- zoo tables -->\nold\n<!-- end of zoo tables -->\nafter\n")
     for _ in range(2):  # doing it again changes nothing
-        assert results_table.main(["--markdown", str(page)]) == 0
+        assert results_table.main([*options, "--markdown", str(page)]) == 0
         start, end = "before\n<!-- zoo tables -->\n\n", "\n<!-- end of zoo tables -->\nafter\n"
-        assert page.read_text() == start + text.removesuffix("\n") + end
-    page.write_text("no marks")
-    assert results_table.main(["--markdown", str(page)]) == 2
-    assert page.read_text() == "no marks"
+        assert page.read_text() == start + text + end
+    for wrong in ("no marks", "<!-- end of int8 -->\n<!-- int8 -->", "<!-- int8 -->"):
+        page.write_text(wrong)
+        assert results_table.main([*options, "--markdown", str(page)]) == 2
+        assert page.read_text() == wrong
 
 
-def test_tables_misuse(results, results_table, capsys):
-    out, _ = results
-    assert results_table.main(["toplandscape-kin", "--out", str(out)]) == 2
+def test_tables_misuse(results, results_table, tmp_path, capsys):
+    options, _ = results
+    assert results_table.main(["toplandscape-kin", *options]) == 2
     assert "There are no runs" in capsys.readouterr().err
-    path = out / "quarkgluon-kin" / "PFN-seed2" / "run.json"
+    path = tmp_path / "zoo" / "quarkgluon-kin" / "PFN-seed2" / "run.json"
     path.write_text(path.read_text().replace('"epochs": 2', '"epochs": 3'))
-    assert results_table.main(["quarkgluon-kin", "--out", str(out)]) == 2
+    assert results_table.main(["quarkgluon-kin", *options]) == 2
     assert "different budgets" in capsys.readouterr().err
 
 
+def test_tables_in_the_pages_are_those_of_the_results(results_table, tmp_path):
+    for page in ("README.md", "docs/results.md"):
+        copy = tmp_path / "page.md"
+        shutil.copy(ROOT / page, copy)
+        assert results_table.main(["--markdown", str(copy)]) == 0
+        assert copy.read_text() == (ROOT / page).read_text(), f"{page} has old tables"
+
+
+def write_rows(path, text):
+    """A CSV from lines of words."""
+    path.write_text("\n".join(",".join(line.split()) for line in text.strip().splitlines()) + "\n")
+
+
+def test_tables_of_speed_and_int8(results_table, tmp_path):
+    from results_markdown import int8_table, speed_table, training_table
+
+    write_rows(
+        tmp_path / "speed_cpu.csv",
+        """
+        variant batch_size jets_per_second times_weaver_eager peak_mib logit_difference
+        weaver  1          125             1.000              -        0
+        fast    1          800             6.400              -        7e-06
+        weaver  64         101.6           1.000              1478.2   0
+        fast    64         1234.5          12.151             3.4      7e-06
+        """,
+    )
+    assert speed_table(tmp_path).splitlines()[2:] == [
+        "| weaver | 8.0 | 102 (1.0x) | 1,478 | 0 |",
+        "| fast | 1.2 | 1,234 (12.2x) | 3 | 7e-06 |",
+    ]
+    write_rows(
+        tmp_path / "training_cpu.csv",
+        """
+        variant batch_size amp   jets_per_second spread times_weaver peak_mib
+        jetzoo  128        False 135.2           0.04   5.74         507
+        """,
+    )
+    assert training_table(tmp_path).splitlines() == [
+        "| variant | batch size | jets/s | over weaver | peak memory [MiB] |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| jetzoo | 128 | 135.2 | 5.74 | 507 |",
+    ]
+    # A variant that could not be built has a note, and no numbers.
+    (tmp_path / "quantization_cpu.csv").write_text(
+        "variant,batch_size,jets_per_second,megabytes,accuracy,auc,rejection_50,note\n"
+        "int8 static,1,1032.4,2.221,0.7903,0.86823,22.68,\n"
+        "int8 static,64,2385,2.221,0.7903,0.86823,22.68,\n"
+        "torchao,,,,,,,not installed\n"
+    )
+    assert int8_table(tmp_path).splitlines() == [
+        "| variant | file [MB] | accuracy | AUC | rejection at 50% "
+        "| batch 1 [jets/s] | batch 64 [jets/s] |",
+        "| --- |" + " ---: |" * 6,
+        "| int8 static | 2.22 | 0.7903 | 0.8682 | 22.7 | 1,032 | 2,385 |",
+    ]
+
+
 def test_no_background_passes(results_table):
+    from results_markdown import cell
+
     row = {"signal": "jet_isQ", "background": "jet_isG", "signal_efficiency": 0.3}
     known = {"accuracy": 0.9, "accuracy_error": 0.01, "auc": 0.95}
     metrics = [
@@ -292,7 +353,7 @@ def test_no_background_passes(results_table):
     ]
     columns = results_table.quality(metrics)
     assert columns["rejection_Q_30"] == "> 160" and "rejection_Q_30_spread" not in columns
-    assert results_table.cell(columns, "rejection_Q_30", None) == "> 160"
+    assert cell(columns, "rejection_Q_30", None) == "> 160"
     assert results_table.quality(metrics[:1])["rejection_Q_30"] == 50
 
 
