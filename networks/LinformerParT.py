@@ -33,6 +33,7 @@ class LinformerAttention(LinformerSelfAttention):
     # Int8 files keep these in half precision: a row has one entry near 1, beside which 8 bits lose
     # all others, and 0.001 of AUC (TopLandscape).
     half_matrices = ("proj_k", "proj_v")
+    mixes_particles = True
 
     def __init__(self, embed_dim, num_heads, dropout=0.0, *, seq_len, num_slots, backend="auto"):
         super().__init__(embed_dim, seq_len, k=num_slots, heads=num_heads, dropout=dropout)
@@ -67,6 +68,10 @@ class LinformerAttention(LinformerSelfAttention):
             backend=self.backend,
         )  # (B, H, n, d)
         return self.to_out(layout.unpad(out.transpose(1, 2).flatten(2)))
+
+    def slot_projection(self):
+        """Matrix (seq_len, slots) that mixes the keys of all ranks in pT into the slots."""
+        return self.proj_k.detach()
 
     def to_slots(self, rows, projection):
         """(..., n, D), zero in the padding, to (..., k, D)."""

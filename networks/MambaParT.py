@@ -161,6 +161,7 @@ class Mamba(nn.Module):
     """
 
     int8_matrices = ("A_log", "conv1d.weight")  # no layers of their own
+    mixes_particles = True
 
     def __init__(self, embed_dim, num_heads=1, dropout=0.0, *, d_state=16, d_conv=4, expand=2):
         super().__init__()
@@ -192,14 +193,49 @@ class Mamba(nn.Module):
 
     def forward(self, x, layout, bias=None):
         """Tokens (..., D) to tokens, each of which knows those before it; there is no bias."""
+        u, z, dt, B, C = self.scan_inputs(x, layout)
+        y = selective_scan(u, dt, -self.A_log.exp(), B, C, layout) + self.D * u
+        return self.out_proj(y.to(z.dtype) * F.silu(z))
+
+    def scan_inputs(self, x, layout):
+        """Inputs u and gate z (..., d_inner), step widths dt and the matrices B and C of tokens."""
         u, z = self.in_proj(x).chunk(2, dim=-1)
         u = layout.pad(u).transpose(1, 2)  # (B, d_inner, n)
         u = self.conv1d(u)[..., : u.shape[-1]].transpose(1, 2)
         u = F.silu(layout.unpad(u))
         dt, B, C = self.x_proj(u).split(self.sizes, dim=-1)
-        dt = F.softplus(self.dt_proj(dt))
-        y = selective_scan(u, dt, -self.A_log.exp(), B, C, layout) + self.D * u
-        return self.out_proj(y.to(z.dtype) * F.silu(z))
+        return u, z, F.softplus(self.dt_proj(dt)), B, C
+
+    def scan_coefficients(self, x, layout):
+        """Coefficients with which the scan carries each particle to those after it.
+
+        The scan is linear in its inputs, y_t = sum over s <= t of alpha_ts u_s for each channel:
+        alpha_ts = sum over the state of C_t exp(A (dt_(s+1) + ... + dt_t)) B_s dt_s
+        (arXiv 2403.01590, eq. 11).
+
+        Returns
+        -------
+        Tensor, (B, d_inner, n, n)
+            Zero where either particle is padding.
+        """
+        _, _, *inputs = self.scan_inputs(x, layout)
+        dt, B, C = (layout.pad(t).float() for t in inputs)  # (B, n, ...)
+        dt = dt.masked_fill(~layout.mask[..., None], 0).transpose(1, 2)  # (B, d_inner, n)
+        time = dt.cumsum(-1)
+        causal = torch.ones(2 * time.shape[-1:], dtype=torch.bool, device=time.device).tril()
+        elapsed = time[..., :, None] - time[..., None, :]  # (B, d_inner, n, n)
+        elapsed = elapsed.masked_fill(~causal, 0)
+        rates = -self.A_log.float().exp()  # (d_inner, S)
+        alpha = torch.zeros_like(elapsed)
+        for s in range(rates.shape[1]):
+            decay = torch.exp(rates[:, s, None, None] * elapsed)
+            alpha += decay * (C[..., s, None] * B[..., None, :, s])[:, None]
+        real = layout.mask[:, None, :, None] & causal
+        return (alpha * dt[..., None, :]).masked_fill(~real, 0)
+
+    def implied_attention(self, x, layout, bias=None):
+        """Mean of |alpha| over the channels, (B, n, n), see :meth:`scan_coefficients`."""
+        return self.scan_coefficients(x, layout).abs().mean(1)
 
 
 class BidirectionalMamba(nn.Module):
@@ -207,6 +243,8 @@ class BidirectionalMamba(nn.Module):
 
     Parameters are those of :class:`Mamba`.
     """
+
+    mixes_particles = True
 
     def __init__(self, *args, **options):
         super().__init__()
@@ -217,13 +255,26 @@ class BidirectionalMamba(nn.Module):
         """Tokens (..., D) to tokens; there is no bias."""
         return self.down(x, layout) + flip(self.up(flip(x, layout), layout), layout)
 
+    def implied_attention(self, x, layout, bias=None):
+        """Sum over both directions, (B, n, n), see :meth:`Mamba.implied_attention`."""
+        up = self.up.implied_attention(flip(x, layout), layout)
+        source = mirrored(layout)
+        up = up.gather(1, source[:, :, None].expand_as(up))
+        up = up.gather(2, source[:, None, :].expand_as(up))
+        return self.down.implied_attention(x, layout) + up
+
 
 def flip(x, layout):
     """Reverse the real particles of each jet; the padding stays behind them."""
     x = layout.pad(x)
-    rank = torch.arange(x.shape[1], device=x.device)
-    source = (layout.mask.sum(1, keepdim=True) - 1 - rank) % x.shape[1]  # (B, n)
-    return layout.unpad(x.gather(1, source[..., None].expand_as(x)))
+    return layout.unpad(x.gather(1, mirrored(layout)[..., None].expand_as(x)))
+
+
+def mirrored(layout):
+    """Position from which each place of the reversed jets is filled, (B, n)."""
+    length = layout.mask.shape[1]
+    rank = torch.arange(length, device=layout.mask.device)
+    return (layout.mask.sum(1, keepdim=True) - 1 - rank) % length
 
 
 class MambaParT(ParticleTransformer):

@@ -79,6 +79,15 @@ class ParticleCNN(nn.Module):
         Return probabilities and keep the padding, so that the graph can be exported.
     """
 
+    # Kinds of layers for `jetzoo profile`.
+    layer_kinds = {
+        "input_bn": "embedding",
+        "conv": "embedding",
+        "bn": "embedding",
+        "stages": "residual units",
+        "fc": "head",
+    }
+
     def __init__(
         self,
         input_dim,

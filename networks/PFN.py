@@ -32,6 +32,8 @@ class ParticleFlowNetwork(nn.Module):
     """
 
     micro_batched = True  # jets of similar length together are the faster
+    # Kinds of layers for `jetzoo profile`.
+    layer_kinds = {"phi": "particle layers", "f": "head"}
 
     def __init__(
         self,

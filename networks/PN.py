@@ -104,6 +104,8 @@ class EdgeConv(nn.Module):
         Widths of ``h``, a stack of linear layers with batch norm and ReLU.
     """
 
+    mixes_particles = True
+
     def __init__(self, k, in_dim, dims):
         super().__init__()
         self.k = k
@@ -135,6 +137,15 @@ class EdgeConv(nn.Module):
         shortcut = x if self.sc is None else batch_norm(self.sc_bn, self.sc(x))
         return (shortcut + edges.mean(-2)).relu_()
 
+    def neighbours(self, points, x, layout):
+        """Weights (B, 1, n, n) of the ``k`` nearest neighbours: equal, and zero for the others."""
+        index = nearest(layout.pad(points), layout.mask, self.k)  # (B, n, k)
+        batch_size, length = layout.mask.shape
+        weights = points.new_zeros(batch_size, length, length + self.k)
+        weights = weights.scatter(2, index, 1.0)[..., :length]
+        weights = weights / weights.sum(-1, keepdim=True).clamp(min=1)
+        return weights.masked_fill(~layout.mask[:, :, None], 0)[:, None]
+
     def fold(self):
         """Fold the batch norms, which are in eval mode, into the layers before them."""
         self.convs[0] = linear(self.convs[0].particle_weight(), self.bns[0])
@@ -156,6 +167,8 @@ class DynamicGraphNetwork(nn.Module):
     """
 
     micro_batched = True  # jets of similar length together are the faster
+    # Kinds of layers for `jetzoo profile`.
+    layer_kinds = {"bn_fts": "embedding", "edge_convs": "edge convolutions", "fc": "head"}
 
     def __init__(self, input_dim, num_classes, conv_params, fc_params, for_inference):
         super().__init__()

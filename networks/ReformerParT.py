@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from jetzoo.attention import attention
+from jetzoo.attention.reference import weights as attention_weights
 from jetzoo.nn.kinematics import at_least_float32
 from jetzoo.nn.transformer import JetClassifier, ParticleTransformer
 from jetzoo.plugin import build, get_evaluate_fn, get_loss, get_train_fn  # noqa: F401 - weaver's
@@ -83,6 +84,26 @@ class LSHAttention(reformer_pytorch.LSHAttention):
 
     def masked(self, qk, v, mask):
         """The same as full attention, biased by how many rounds see a particle."""
+        bias, buckets = self.rounds(qk)
+        out = attention(
+            *(x[:, None] for x in (qk, F.normalize(qk, dim=-1), v)),
+            bias=bias[:, None],
+            mask=mask,
+            dropout_p=self.dropout.p if self.training else 0.0,
+        )
+        return out[:, 0], qk.new_empty(0), buckets
+
+    def weights(self, qk, mask):
+        """Attention weights (B, n, n) of the vectors (B, n, d), without dropout."""
+        bias, _ = self.rounds(qk)
+        q, k = qk[:, None], F.normalize(qk, dim=-1)[:, None]
+        return attention_weights(q, k, bias[:, None], mask)[:, 0]
+
+    def rounds(self, qk):
+        """Logarithm (B, n, n) of the number of rounds in which a vector sees another, and buckets.
+
+        The score of a vector with itself is ``SELF_SCORE``.
+        """
         particle = torch.arange(qk.shape[1], device=qk.device)
         buckets = self.hash_vectors(None, qk)
         order = buckets.unflatten(1, (self.n_hashes, -1)) * qk.shape[1] + particle
@@ -93,14 +114,7 @@ class LSHAttention(reformer_pytorch.LSHAttention):
         queries, keys = (x.flatten(2).to(qk.dtype) for x in (own, own | next_one))
         rounds = queries @ keys.transpose(1, 2)  # (B, n, n): in how many one sees the other
         bias = rounds.log().clamp(min=MASKED_SCORE)
-        bias = bias.masked_fill(particle[:, None] == particle, SELF_SCORE)
-        out = attention(
-            *(x[:, None] for x in (qk, F.normalize(qk, dim=-1), v)),
-            bias=bias[:, None],
-            mask=mask,
-            dropout_p=self.dropout.p if self.training else 0.0,
-        )
-        return out[:, 0], qk.new_empty(0), buckets
+        return bias.masked_fill(particle[:, None] == particle, SELF_SCORE), buckets
 
     def hash_vectors(self, n_buckets, vecs, **cache):
         """Sorting key (B, n_hashes * n) of the vectors (B, n, d); rounds do not mix."""
@@ -125,6 +139,8 @@ class ReformerAttention(nn.Module):
         See :class:`LSHAttention`.
     """
 
+    mixes_particles = True
+
     def __init__(self, embed_dim, num_heads, dropout=0.0, *, bucket_size, n_hashes):
         super().__init__()
         self.num_heads = num_heads
@@ -137,21 +153,32 @@ class ReformerAttention(nn.Module):
     @torch._dynamo.disable  # sorting and gathering take torch.compile minutes and gain nothing
     def forward(self, x, layout, bias=None):
         """Tokens (..., D) to tokens; there is no bias."""
-        mask = layout.mask  # (B, n)
-        qk, v = (
-            layout.pad(project(x))
-            .masked_fill(~mask[..., None], 0)
-            .unflatten(-1, (self.num_heads, -1))
-            .transpose(1, 2)
-            .reshape(-1, mask.shape[1], self.head_dim)  # (B * H, n, d)
-            for project in (self.to_qk, self.to_v)
-        )
-        mask = mask.repeat_interleave(self.num_heads, dim=0)
+        qk, v = (self.vectors(project(x), layout) for project in (self.to_qk, self.to_v))
+        mask = layout.mask.repeat_interleave(self.num_heads, dim=0)
         # Half precision cannot tell SELF_SCORE from that plus the logarithm of n_hashes.
         with torch.autocast(x.device.type, enabled=False):
             out, _, _ = self.lsh(at_least_float32(qk), at_least_float32(v), input_mask=mask)
         out = out.unflatten(0, (-1, self.num_heads)).transpose(1, 2).flatten(2)  # (B, n, D)
         return self.out_proj(layout.unpad(out).to(x.dtype))
+
+    def vectors(self, x, layout):
+        """Projected tokens (..., D) as vectors (B * H, n, d) of the heads, zero in the padding."""
+        x = layout.pad(x).masked_fill(~layout.mask[..., None], 0)
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2).flatten(0, 1)
+
+    def attention_weights(self, x, layout, bias=None):
+        """Weights (B, H, n, n) with which the particles attend to each other."""
+        mask = layout.mask.repeat_interleave(self.num_heads, dim=0)
+        weights = self.lsh.weights(self.vectors(self.to_qk(x), layout).float(), mask)
+        return weights.unflatten(0, (-1, self.num_heads))
+
+    def shared_buckets(self, x, layout, bias=None):
+        """Share of heads and rounds in which two particles have the same hash, (B, n, n)."""
+        hashes = self.lsh.hash_vectors(None, self.vectors(self.to_qk(x), layout).float())
+        hashes = hashes.unflatten(1, (self.lsh.n_hashes, -1))  # (B * H, n_hashes, n)
+        same = (hashes[..., :, None] == hashes[..., None, :]).float().mean(1)
+        same = same.unflatten(0, (-1, self.num_heads)).mean(1)  # (B, n, n)
+        return same * (layout.mask[:, :, None] & layout.mask[:, None, :])
 
 
 class ReformerParT(ParticleTransformer):

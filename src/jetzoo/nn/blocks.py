@@ -25,6 +25,8 @@ class Attention(nn.Module):
         See :func:`jetzoo.attention`.
     """
 
+    mixes_particles = True  # it is what `jetzoo profile` calls attention
+
     # Whether ``forward`` takes a `PairBias`; other mixers, and subclasses that define a forward
     # pass of their own, get its dense form.
     takes_pair_bias = True
@@ -221,6 +223,13 @@ class ParticleBlock(Block):
     """Block in which the particles of a jet look at each other."""
 
     mixer = Attention
+    # Kinds of layers for `jetzoo profile`: of the block itself and of parts of it.
+    layer_kinds = {
+        "": "feed-forward",
+        "attn": "attention",
+        "pre_attn_norm": "attention",
+        "post_attn_norm": "attention",
+    }
 
     def forward(self, x, layout, bias=None):
         """Tokens (..., D) and a :class:`PairBias` or None to tokens."""
@@ -233,6 +242,7 @@ class ClassBlock(Block):
     """Block in which the class token looks at the particles."""
 
     mixer = ClassAttention
+    layer_kinds = {"": "class attention"}
 
     def forward(self, cls, x, layout):
         """Class token (B, 1, D) and tokens (..., D) to class token."""

@@ -31,6 +31,8 @@ class Embed(nn.Module):
     dims : sequence of int
     """
 
+    layer_kinds = {"": "embedding"}
+
     def __init__(self, input_dim, dims):
         super().__init__()
         self.input_bn = nn.BatchNorm1d(input_dim)

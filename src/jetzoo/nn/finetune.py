@@ -27,6 +27,7 @@ class FineTune(nn.Module):
         self.old = old
         self.for_inference = for_inference
         self.add_module(name, layer)
+        self.layer_kinds = {name: "head"}
 
     def core_and_head(self):
         """Return the backbone and the new layer that follows it."""

@@ -77,6 +77,8 @@ class PairEmbed(nn.Module):
         Widths; the last one is the number of heads.
     """
 
+    layer_kinds = {"": "pair embedding"}
+
     CHUNK = 2**17  # pairs; 32 MiB for each hidden layer of 64 in float32
 
     def __init__(self, dims):

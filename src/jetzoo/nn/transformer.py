@@ -49,6 +49,8 @@ class ParticleTransformer(nn.Module):
 
     # Arguments that say which architecture it is; no options of a user.
     fixed_options = ("mixer", "sort_by_pt")
+    # Kinds of layers for `jetzoo profile`; the other parts say theirs themselves.
+    layer_kinds = {"norm": "head", "fc": "head"}
 
     def __init__(
         self,
@@ -119,6 +121,11 @@ class ParticleTransformer(nn.Module):
     def core_and_head(self):
         """Return the transformer, and what follows it: nothing."""
         return self, nn.Identity()
+
+    def stages(self):
+        """List the modules that jets go through one after the other, up to the last class token."""
+        pair_embed = [] if self.pair_embed is None else [self.pair_embed]
+        return [self.embed, *pair_embed, *self.blocks, *self.cls_blocks]
 
     def parts(self):
         """List the modules that a folded form computes together, with their classes.
