@@ -1,7 +1,8 @@
-"""Reports: a folder with figures, tables and one self-contained page that shows them."""
+"""Reports of commands: figures, tables, and one self-contained page that shows them."""
 
 import base64
 import csv
+import functools
 import html
 import io
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from dataclasses import dataclass
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from jetzoo import tables
+from jetzoo import UserError, tables
 from jetzoo.style import STYLE
 
 DPI = 130
+# Figures of a page are small: their letters are, too.
+PAGE_STYLE = STYLE | {"font.size": 10, "axes.labelsize": 11, "legend.fontsize": 9}
 
 STYLE_SHEET = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -27,7 +30,16 @@ h2 { margin-top: 2.5rem; }
 
 @dataclass
 class Panel:
-    """A figure of the page: name of its files, heading, and a sentence on what it shows."""
+    """A figure of a page.
+
+    Attributes
+    ----------
+    name : str
+        Of its files.
+    title, text : str
+        Heading, and a sentence on what the figure shows.
+    figure : matplotlib.figure.Figure
+    """
 
     name: str
     title: str
@@ -35,13 +47,28 @@ class Panel:
     figure: Figure
 
 
+def styled(draw):
+    """Make a function draw in the style of the project's pages."""
+
+    @functools.wraps(draw)
+    def wrapper(*args, **options):
+        with mpl.rc_context(PAGE_STYLE):
+            return draw(*args, **options)
+
+    return wrapper
+
+
 def draw(panels):
-    """Figures as files.
+    """Draw the figures of panels.
+
+    Parameters
+    ----------
+    panels : sequence of Panel
 
     Returns
     -------
     dict of str to bytes
-        ``NAME.png`` and ``NAME.pdf`` of each panel.
+        Contents of the files ``NAME.png`` and ``NAME.pdf`` of each panel.
     """
     contents = {}
     for panel in panels:
@@ -50,12 +77,21 @@ def draw(panels):
             with mpl.rc_context(STYLE):
                 panel.figure.savefig(buffer, format=kind, dpi=DPI)
             contents[f"{panel.name}.{kind}"] = buffer.getvalue()
-            panel.figure.set_layout_engine("none")  # found once, it serves both
+            panel.figure.set_layout_engine("none")  # the layout of the first file serves both
     return contents
 
 
 def csv_text(rows):
-    """Dicts as CSV, with a column for every key that occurs."""
+    """Write dicts as CSV, with a column for every key that occurs.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+
+    Returns
+    -------
+    str
+    """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
@@ -65,12 +101,16 @@ def csv_text(rows):
 
 
 def table(rows, header=()):
-    """A table in HTML, text to the left and numbers to the right.
+    """Write a table in HTML, with text to the left and numbers to the right.
 
     Parameters
     ----------
     rows : sequence of sequence of str
     header : sequence of str
+
+    Returns
+    -------
+    str
     """
     numeric = [
         all(cell[:1] in "0123456789-–" for cell in column) for column in zip(*rows, strict=True)
@@ -88,7 +128,18 @@ def table(rows, header=()):
 
 
 def figure(panel, contents):
-    """Heading, sentence and embedded image of a panel; `contents` are those of :func:`draw`."""
+    """Write the heading, the sentence and the embedded image of a panel in HTML.
+
+    Parameters
+    ----------
+    panel : Panel
+    contents : dict of str to bytes
+        From :func:`draw`.
+
+    Returns
+    -------
+    str
+    """
     data = base64.b64encode(contents[f"{panel.name}.png"]).decode()
     return (
         f"<h2>{html.escape(panel.title)}</h2><p>{html.escape(panel.text)}</p>\n"
@@ -97,13 +148,17 @@ def figure(panel, contents):
 
 
 def page(title, body):
-    """A self-contained page.
+    """Write a page that needs no other file.
 
     Parameters
     ----------
     title : str
     body : sequence of str
         HTML.
+
+    Returns
+    -------
+    str
     """
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -113,22 +168,31 @@ def page(title, body):
 
 
 def write(folder, contents):
-    """Write files, each of which appears when complete.
+    """Write files, each of which appears under its name when it is complete.
 
     Parameters
     ----------
     folder : str or Path
         Made if it does not exist.
     contents : dict of str to str or bytes
+        By name of the file.
 
     Returns
     -------
     list of Path
+
+    Raises
+    ------
+    UserError
+        If the folder cannot be made or written to, or the disk is full.
     """
     folder = tables.writable_folder(folder)
     written = []
     for name, content in contents.items():
         written.append(folder / name)
-        with tables.atomic(written[-1]) as partial:
-            partial.write_bytes(content if isinstance(content, bytes) else content.encode())
+        try:
+            with tables.atomic(written[-1]) as partial:
+                partial.write_bytes(content if isinstance(content, bytes) else content.encode())
+        except OSError as error:
+            raise UserError(f"{written[-1]} cannot be written: {error.strerror}.") from error
     return written

@@ -16,7 +16,7 @@ from .ablation import Ablation, ablate, ablations, smallest_k
 from .recorder import Record, record, replaced
 from .report import Report, explain
 from .sample import Batch, batches, read_jets
-from .streaming import Study, look, study
+from .studies import Study, look, study
 
 __all__ = [
     "Ablation",

@@ -1,20 +1,20 @@
-"""What the answers of a trained network lose without some of its attention."""
+"""What the scores of a trained network lose without some of its attention."""
 
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from jetzoo import UserError
 from jetzoo.attention.reference import weights as attention_weights
+from jetzoo.jets import true_labels
 from jetzoo.metrics.numbers import evaluate
 
 from .measures import keep_top
-from .recorder import replaced, sites, transformer
-from .sample import batches, true_labels
+from .recorder import replaced, set_on, sites, transformer
+from .sample import batches
 
 TOP = (1, 2, 4, 8, 16)
 AUC_LOSS = 0.001
@@ -56,7 +56,17 @@ class Ablation:
 
 
 def ablations(model):
-    """All ablations of a network: :class:`Ablation` "none", the pair bias, the heads, the top k."""
+    """List the ablations of a network.
+
+    Parameters
+    ----------
+    model : nn.Module
+
+    Returns
+    -------
+    list of Ablation
+        Nothing, the pair bias, the heads, and the top k: what the network has of them.
+    """
     places = sites(model)
     layers = [site.layer for site in places if site.kind == "particle"]
     found = [Ablation("none")]
@@ -74,7 +84,7 @@ def ablations(model):
 
 @torch.inference_mode()
 def ablate(tagger, jets, *, batch_size=64):
-    """Accuracy, AUC and rejections of a network under each of its ablations.
+    """Compute accuracy, AUC and rejections of a network under each of its ablations.
 
     What comes before the first change is computed once for all of them.
 
@@ -88,7 +98,8 @@ def ablate(tagger, jets, *, batch_size=64):
     Returns
     -------
     list of (Ablation, dict)
-        With the metrics of :func:`jetzoo.metrics.numbers.evaluate`; the first is the network as it is.
+        With the metrics of :func:`jetzoo.metrics.numbers.evaluate`; the first is the network as it
+        is.
 
     Raises
     ------
@@ -99,27 +110,20 @@ def ablate(tagger, jets, *, batch_size=64):
     changes = ablations(tagger.model)
     if len(changes) == 1:
         raise UserError("This network has no attention that an ablation can change.")
-    truth = true_labels(tagger, jets)
-    if truth is None:
+    labels = true_labels(tagger, jets)
+    if labels is None:
         raise UserError("The jets have no labels, so that ablations have no metrics.")
-    if len(np.unique(truth)) < 2:
+    if len(np.unique(labels)) < 2:
         raise UserError("The jets are of one class, so that ablations have no AUC.")
     core = transformer(tagger.model)
-    stages = [core.embed, *filter(None, [core.pair_embed]), *core.blocks, *core.cls_blocks]
     scores = [[] for _ in changes]
-    labels = []
+    labels = []  # in the order of the batches
     with tqdm(total=len(jets) * len(changes), unit="jet", desc="ablations") as bar:
         for part in batches(tagger, jets, batch_size):
             labels.append(part.labels)
             outputs = {}
             for change, found in zip(changes, scores, strict=True):
-                if change.what == "none":
-                    context = _remembered(stages, outputs)
-                else:
-                    group = core.blocks if change.kind == "particle" else core.cls_blocks
-                    first = stages.index(group[change.layer or 0])
-                    context = _replayed({m: outputs[m] for m in stages[:first]})
-                with context, replaced(tagger.model, change.weights):
+                with _known(core, change, outputs), replaced(tagger.model, change.weights):
                     logits = tagger.model(*part.inputs)
                 found.append(logits.float().softmax(1).cpu().numpy())
                 bar.update(len(part))
@@ -130,38 +134,54 @@ def ablate(tagger, jets, *, batch_size=64):
     ]
 
 
+def _known(core, change, outputs):
+    """Context in which what comes before a change is not computed again.
+
+    Parameters
+    ----------
+    core : nn.Module
+        See :func:`jetzoo.interpret.recorder.transformer`.
+    change : Ablation
+        With "none" the outputs are filled.
+    outputs : dict of nn.Module to object
+        Of the stages of the network for one batch.
+    """
+    stages = core.stages()
+    if change.what == "none":
+        return _remembered(stages, outputs)
+    blocks = core.blocks if change.kind == "particle" else core.cls_blocks
+    before = stages[: stages.index(blocks[change.layer or 0])]
+    forwards = {m: lambda *args, output=outputs[m]: output for m in before}
+    return set_on(forwards, "forward")
+
+
 @contextmanager
-def _remembered(stages: list[nn.Module], outputs):
+def _remembered(stages, outputs):
     def remember(module, args, output):
         outputs[module] = output
 
-    handles = [module.register_forward_hook(remember) for module in stages]
+    handles = []
     try:
+        for module in stages:
+            handles.append(module.register_forward_hook(remember))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-@contextmanager
-def _replayed(outputs):
-    for module, output in outputs.items():
-        module.forward = lambda *args, output=output: output
-    try:
-        yield
-    finally:
-        for module in outputs:
-            del module.forward
-
-
 def smallest_k(results, loss=AUC_LOSS):
-    """The smallest k of the top-k ablations that costs at most ``loss`` of the AUC, or None.
+    """Find the smallest k of the top-k ablations that costs at most ``loss`` of the AUC.
 
     Parameters
     ----------
     results : list of (Ablation, dict)
         From :func:`ablate`.
     loss : float
+
+    Returns
+    -------
+    int or None
     """
     full = results[0][1]["auc"]
     enough = [
@@ -173,7 +193,7 @@ def smallest_k(results, loss=AUC_LOSS):
 
 
 def ablation_rows(results):
-    """The results of :func:`ablate` as flat dicts, layers and heads counted from 1."""
+    """Put the results of :func:`ablate` into flat dicts, layers and heads counted from 1."""
     full = results[0][1]
     rows = []
     for change, metrics in results:

@@ -1,8 +1,8 @@
 """Measures of attention, as pure functions of padded tensors.
 
 Rows are the particles that look, columns those that are looked at. ``weights`` (B, H, n, n) is zero
-in the padding, as in :class:`jetzoo.interpret.Record`; values of rows that are padding have no
-meaning. None depends on the order of the particles.
+in the padding, as in :class:`jetzoo.interpret.Record`; results are undefined in rows that are
+padding. No measure depends on the order of the particles.
 """
 
 import torch

@@ -1,6 +1,10 @@
-"""Attention of a trained network, seen and changed from outside: the model code stays as it is."""
+"""Attention of a trained network, seen and changed from outside: the model code stays as it is.
 
-import inspect
+Modules of a network say what can be seen: one with the method ``attend`` computes its output from
+attention weights, which :func:`replaced` may change; ``attention_weights`` and ``neighbours``,
+called with the inputs of the forward pass, return weights (B, H, n, n) to look at.
+"""
+
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -9,8 +13,6 @@ import torch
 from jetzoo import UserError
 from jetzoo.attention.reference import scores as attention_scores
 from jetzoo.attention.reference import weights as attention_weights
-from jetzoo.nn.blocks import Attention
-from jetzoo.nn.transformer import ParticleTransformer
 
 
 @dataclass
@@ -49,41 +51,86 @@ class Site:
 
 
 def transformer(model):
-    """The :class:`ParticleTransformer` inside a network, or None."""
-    found = (m for m in model.modules() if isinstance(m, ParticleTransformer))
-    return next(found, None)
+    """Return the part of a network with particle blocks and class-attention blocks, or None."""
+    return next((module for module in model.modules() if hasattr(module, "cls_blocks")), None)
 
 
-def sites(model):
-    """The attentions of a network that :func:`replaced` reaches.
+def modules_with(model, method):
+    """List the modules of a network that have a method, but none within another that has it.
+
+    Parameters
+    ----------
+    model : nn.Module
+    method : str
 
     Returns
     -------
-    dict
-        :class:`Site` to :class:`jetzoo.nn.blocks.Attention`.
+    list of nn.Module
+    """
+    if hasattr(model, method):
+        return [model]
+    return [found for child in model.children() for found in modules_with(child, method)]
+
+
+def is_graph(model):
+    """Whether particles have neighbours in a network, in place of attention."""
+    return bool(modules_with(model, "neighbours"))
+
+
+def sites(model):
+    """Find the attentions of a network that :func:`replaced` reaches.
+
+    Parameters
+    ----------
+    model : nn.Module
+
+    Returns
+    -------
+    dict of Site to nn.Module
     """
     core = transformer(model)
     if core is None:
         return {}
-    blocks = [("particle", core.blocks), ("class", core.cls_blocks)]
     return {
         Site(kind, layer): block.attn
-        for kind, group in blocks
-        for layer, block in enumerate(group)
-        if isinstance(block.attn, Attention)
+        for kind, blocks in (("particle", core.blocks), ("class", core.cls_blocks))
+        for layer, block in enumerate(blocks)
+        if hasattr(block.attn, "attend")
     }
 
 
 @contextmanager
+def set_on(values, name):
+    """While open, an attribute of some modules has other values; errors put it back, too.
+
+    Parameters
+    ----------
+    values : dict of nn.Module to object
+    name : str
+        Of the attribute.
+    """
+    earlier = {module: vars(module).get(name) for module in values}
+    try:
+        for module, value in values.items():
+            setattr(module, name, value)
+        yield
+    finally:
+        for module, value in earlier.items():
+            if value is not None:
+                setattr(module, name, value)
+            elif name in vars(module):
+                delattr(module, name)
+
+
 def replaced(model, weights):
-    """While open, ``weights`` decides the attention weights of a network.
+    """Context in which ``weights`` decides the attention weights of a network.
 
     Parameters
     ----------
     model : nn.Module
     weights : callable
-        ``weights(site, q, k, bias, mask)`` gives (B, H, L, S); arguments as for
-        :func:`jetzoo.attention`, and the :class:`Site`.
+        ``weights(site, q, k, bias, mask)`` gives (B, H, L, S); the :class:`Site`, and arguments as
+        for :func:`jetzoo.attention`.
     """
 
     def attend_at(site, layer):
@@ -93,14 +140,7 @@ def replaced(model, weights):
 
         return attend
 
-    layers = sites(model)
-    for site, layer in layers.items():
-        layer.attend = attend_at(site, layer)
-    try:
-        yield
-    finally:
-        for layer in layers.values():
-            del layer.attend
+    return set_on({layer: attend_at(site, layer) for site, layer in sites(model).items()}, "attend")
 
 
 @contextmanager
@@ -146,60 +186,26 @@ def record(model):
         records.append(Record(site.kind, site.layer, particles, *seen))
         return weights
 
+    shown = [
+        (method, layer, module)
+        for method in ("attention_weights", "neighbours")
+        for layer, module in enumerate(modules_with(model, method))
+    ]
+    if not shown and not sites(model):
+        raise UserError("This network has no attention to look at.")
     with ExitStack() as stack:
-        watchers = 0
-        if sites(model):
-            stack.enter_context(replaced(model, watched))
-            watchers += 1
-        for name, watch in (("ReformerAttention", _watch_hashing), ("EdgeConv", _watch_neighbours)):
-            for layer, module in enumerate(modules_named(model, name)):
-                stack.callback(watch(module, layer, records))
-                watchers += 1
-        if not watchers:
-            raise UserError(f"{_name(model)} has no attention to look at.")
+        stack.enter_context(replaced(model, watched))
+        for method, layer, module in shown:
+            stack.callback(_look_at(module, method, layer, records).remove)
         yield records
 
 
-def modules_named(model, name):
-    """Modules whose class has this name; classes of network files are made anew at each load."""
-    return [module for module in model.modules() if type(module).__name__ == name]
+def _look_at(module, method, layer, records):
+    def hook(module, args, kwargs):
+        layout = next(x for x in (*args, *kwargs.values()) if hasattr(x, "mask"))
+        with torch.no_grad():
+            weights = getattr(module, method)(*args, **kwargs)
+        real = layout.mask[:, None, None, :] & layout.mask[:, None, :, None]
+        records.append(Record("particle", layer, layout.mask, weights.masked_fill(~real, 0)))
 
-
-def _name(model):
-    name = type(model).__name__
-    return type(model.mod).__name__ if name == "JetClassifier" else name
-
-
-def _watch_hashing(module, layer, records):
-    def hook(lsh, args, kwargs, output):
-        mask = kwargs["input_mask"].unflatten(0, (-1, module.num_heads))[:, 0]  # (B, m)
-        length = max(int(mask.sum(1).max()), 1)
-        mask = mask[:, :length]
-        weights = output[1].unflatten(0, (-1, module.num_heads))[..., :length, :length]
-        real = mask[:, None, None, :] & mask[:, None, :, None]
-        records.append(Record("particle", layer, mask, weights.detach().masked_fill(~real, 0)))
-
-    handle = module.lsh.register_forward_hook(hook, with_kwargs=True)
-    returned, module.lsh._return_attn = module.lsh._return_attn, True
-
-    def stop():
-        handle.remove()
-        module.lsh._return_attn = returned
-
-    return stop
-
-
-def _watch_neighbours(module, layer, records):
-    nearest = inspect.getmodule(type(module)).nearest
-
-    def hook(module, args):
-        points, x, layout = args
-        neighbours = nearest(layout.pad(points), layout.mask, module.k)  # (B, n, k)
-        length = layout.mask.shape[1]
-        weights = points.new_zeros(len(neighbours), length, length + module.k)
-        weights = weights.scatter(2, neighbours, 1.0)[..., :length]
-        weights = weights / weights.sum(-1, keepdim=True).clamp(min=1)
-        weights = weights.masked_fill(~layout.mask[:, :, None], 0)[:, None]  # (B, 1, n, n)
-        records.append(Record("particle", layer, layout.mask, weights))
-
-    return module.register_forward_pre_hook(hook).remove
+    return module.register_forward_pre_hook(hook, with_kwargs=True)

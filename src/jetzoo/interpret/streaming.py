@@ -1,39 +1,29 @@
-"""Measures of attention over many jets, without keeping their matrices."""
-
-from dataclasses import dataclass, field
+"""Measures of attention added up over many jets, of which no matrix is kept."""
 
 import numpy as np
 import torch
-from torch import nn
-from tqdm import tqdm
-
-from jetzoo.repository import network_module
 
 from . import measures
-from .recorder import record
-from .sample import LEPTONS, TYPES, Batch, batch, batches
+from .sample import LEPTONS, TYPES
 
 WEIGHT_BINS = 20
 RATIO_EDGES = np.arange(-4, 4.25, 0.25)  # log10(|A| / |U|)
 RANKS = 30
 
-# Jets that show what attention looks like before the training, and those of its first batch.
-UNTRAINED_JETS = 500
-FIRST_BATCH = 128
-
 
 class Sums:
-    """Sums and counts of named arrays; the ratio is the mean."""
+    """Sums and counts of named arrays, whose ratio is the mean."""
 
     def __init__(self):
         self.sums, self.counts = {}, {}
 
     def add(self, key, total, count):
+        """Add the sum of ``count`` values to those of a name."""
         self.sums[key] = self.sums.get(key, 0) + np.asarray(total, np.float64)
         self.counts[key] = self.counts.get(key, 0) + np.asarray(count, np.float64)
 
     def mean(self, key):
-        """NaN where nothing was counted."""
+        """Mean of a name; NaN where nothing was counted."""
         count = self.counts[key]
         return np.divide(
             self.sums[key], count, out=np.full(np.shape(self.sums[key]), np.nan), where=count > 0
@@ -51,9 +41,9 @@ class RowMeasures:
         self.sums, self.layers = Sums(), 0
 
     def update(self, batch, records):
+        """Add a batch and its records."""
         real = batch.mask
         leptons = torch.isin(batch.types, torch.tensor(LEPTONS, device=real.device)) & real
-        with_leptons = real & leptons.any(1, keepdim=True)
         particles = [r for r in records if r.kind == "particle"]
         self.layers = max(self.layers, len(particles))
         for r in particles:
@@ -67,22 +57,30 @@ class RowMeasures:
                 moved = measures.argmax_moved(r.scores, r.bias, real)
                 self._add("argmax_moved", r.layer, moved, real)
             if batch.subjets is not None:
-                split = batch.subjets >= 0
-                within = measures.same_subjet(r.weights, batch.subjets)
-                self._add("same_subjet", r.layer, within, split)
-                chance = measures.same_subjet_chance(batch.subjets, real)
-                self._add("same_subjet_chance", r.layer, chance[:, None].expand_as(within), split)
-            if with_leptons.any():
-                seen = measures.to_leptons(r.weights, leptons)
-                self._add("to_leptons", r.layer, seen, with_leptons)
-                chance = (leptons.sum(1) / real.sum(1).clamp(min=1))[:, None, None]
-                self._add("to_leptons_chance", r.layer, chance.expand_as(seen), with_leptons)
+                self._add_subjets(r, batch.subjets, real)
+            if leptons.any():
+                self._add_leptons(r, leptons, real)
+
+    def _add_subjets(self, r, subjets, real):
+        within = measures.same_subjet(r.weights, subjets)
+        chance = measures.same_subjet_chance(subjets, real)[:, None].expand_as(within)
+        self._add("same_subjet", r.layer, within, subjets >= 0)
+        self._add("same_subjet_chance", r.layer, chance, subjets >= 0)
+
+    def _add_leptons(self, r, leptons, real):
+        """Add the attention to leptons in the jets that have any."""
+        rows = real & leptons.any(1, keepdim=True)
+        seen = measures.to_leptons(r.weights, leptons)
+        chance = (leptons.sum(1) / real.sum(1).clamp(min=1))[:, None, None].expand_as(seen)
+        self._add("to_leptons", r.layer, seen, rows)
+        self._add("to_leptons_chance", r.layer, chance, rows)
 
     def _add(self, name, layer, values, rows):
         total = (values.double() * rows[:, None]).sum((0, 2))  # (H,)
         self.sums.add((name, layer), total.cpu(), int(rows.sum()))
 
     def result(self):
+        """Return the means and their ratios."""
         means = {
             name: np.stack([self.sums.mean((name, layer)) for layer in range(self.layers)])
             for name in dict.fromkeys(name for name, _ in self.sums.sums)
@@ -103,6 +101,7 @@ class MovedParticles:
         self.sums = Sums()
 
     def update(self, batch, records):
+        """Add a batch and its records."""
         biased = [r for r in records if r.kind == "particle" and r.bias is not None]
         if not biased:
             return
@@ -114,6 +113,7 @@ class MovedParticles:
         self.sums.add("layer", moved.sum((1, 2)).cpu(), count)
 
     def result(self):
+        """Return the shares, or None where there is no bias."""
         if not self.sums.sums:
             return None
         return float(self.sums.mean("ever")), self.sums.mean("layer")
@@ -126,6 +126,7 @@ class HeadCosines:
         self.sums, self.layers = Sums(), 0
 
     def update(self, batch, records):
+        """Add a batch and its records."""
         jets = batch.num_particles > 1
         particles = [r for r in records if r.kind == "particle"]
         self.layers = max(self.layers, len(particles))
@@ -134,13 +135,16 @@ class HeadCosines:
             self.sums.add(r.layer, cosine.cpu(), int(jets.sum()))
 
     def result(self):
+        """Return the means."""
+        if not self.layers:
+            return None
         return np.stack([self.sums.mean(layer) for layer in range(self.layers)])
 
 
 class Histogram:
     """Counts per layer of a quantity of pairs of particles, ndarray (layers, bins).
 
-    What is beyond the edges is counted in the outermost bins.
+    Values beyond the edges are counted in the outermost bins.
 
     Parameters
     ----------
@@ -158,7 +162,7 @@ class Histogram:
         self.counts[layer] = self.counts.get(layer, 0) + counts.cpu().numpy()
 
     def result(self):
-        """None where nothing was counted."""
+        """Return the counts, or None where nothing was counted."""
         if not self.counts:
             return None
         return np.stack([self.counts[layer] for layer in sorted(self.counts)])
@@ -171,6 +175,7 @@ class WeightHistogram(Histogram):
         super().__init__(WEIGHT_BINS)
 
     def update(self, batch, records):
+        """Add a batch and its records."""
         for r in records:
             if r.kind == "particle":
                 self.add(r.layer, r.weights * WEIGHT_BINS, r.mask)
@@ -183,6 +188,7 @@ class RatioHistogram(Histogram):
         super().__init__(len(RATIO_EDGES) - 1)
 
     def update(self, batch, records):
+        """Add a batch and its records."""
         width = RATIO_EDGES[1] - RATIO_EDGES[0]
         for r in records:
             if r.kind == "particle" and r.bias is not None:
@@ -207,6 +213,7 @@ class Importance:
         self.num_classes, self.sums = num_classes, Sums()
 
     def update(self, batch, records):
+        """Add a batch and its records."""
         classes = [r.weights for r in records if r.kind == "class"]
         if not classes:
             return
@@ -243,166 +250,5 @@ class Importance:
         )
 
     def result(self):
+        """Return the means by what and group."""
         return {key: self.sums.mean(key) for key in self.sums.sums}
-
-
-@dataclass
-class Drawn:
-    """One jet that figures show: a batch of it alone, and its records."""
-
-    index: int
-    batch: Batch
-    records: list
-
-
-@dataclass
-class Study:
-    """What a network looks at in a set of jets.
-
-    Attributes
-    ----------
-    classes : list of str
-        Classes of the rows of ``importance``: those of the network, or "all" without labels.
-    num_jets : int
-    num_per_class : list of int or None
-    rows : dict of ndarray, (layers, heads)
-        See :class:`RowMeasures`.
-    moved : tuple or None
-        See :class:`MovedParticles`.
-    cosines, histogram, untrained, ratios : ndarray or None
-        See :class:`HeadCosines`, :class:`WeightHistogram` (of the network, and of one with initial
-        weights) and :class:`RatioHistogram`.
-    importance : dict
-        See :class:`Importance`.
-    drawn : list of Drawn
-    has_types, has_subjets : bool
-    """
-
-    classes: list
-    num_jets: int
-    num_per_class: list | None
-    rows: dict
-    moved: tuple | None
-    cosines: np.ndarray | None
-    histogram: np.ndarray | None
-    ratios: np.ndarray | None
-    importance: dict
-    untrained: np.ndarray | None = None
-    drawn: list = field(default_factory=list)
-    has_types: bool = False
-    has_subjets: bool = False
-
-
-@torch.inference_mode()
-def study(tagger, jets, *, draw=(), untrained=None, batch_size=64, num_subjets=None):
-    """Measure what a trained network looks at.
-
-    Parameters
-    ----------
-    tagger : jetzoo.tagger.Tagger
-    jets : ak.Array of records, (num_jets,)
-        From :func:`read_jets`.
-    draw : sequence of int
-        Jets whose matrices are kept for figures.
-    untrained : nn.Module, optional
-        The same network with initial weights, see :func:`initial`.
-    batch_size : int
-        Memory grows with it, and with nothing else.
-    num_subjets : int, optional
-        See :func:`batches`.
-
-    Returns
-    -------
-    Study
-
-    Raises
-    ------
-    UserError
-        If the network has no attention.
-    """
-    row_measures, moved, cosines = RowMeasures(), MovedParticles(), HeadCosines()
-    histogram, ratios, before = WeightHistogram(), RatioHistogram(), WeightHistogram()
-    num_classes = len(tagger.classes)
-    importance = Importance(num_classes)
-    accumulators = (row_measures, moved, cosines, histogram, ratios, importance)
-    per_class, has_labels, has_types, has_subjets = np.zeros(num_classes, int), False, False, False
-    with (
-        record(tagger.model) as records,
-        tqdm(total=len(jets), unit="jet", desc="attention") as bar,
-    ):
-        for part in batches(tagger, jets, batch_size, num_subjets):
-            records.clear()
-            tagger.model(*part.inputs)
-            for accumulator in accumulators:
-                accumulator.update(part, records)
-            if part.labels is not None:
-                has_labels = True
-                per_class += np.bincount(part.labels, minlength=num_classes)
-            has_types |= bool((part.types >= 0).any())
-            has_subjets |= part.subjets is not None
-            bar.update(len(part))
-    if untrained is not None and row_measures.layers:
-        some = jets[:UNTRAINED_JETS]
-        with record(untrained) as records:
-            for part in batches(tagger, some, batch_size, num_subjets):
-                records.clear()
-                untrained(*part.inputs)
-                before.update(part, records)
-    has_particles = row_measures.layers > 0
-    seen = importance.result()
-    return Study(
-        classes=tagger.classes if has_labels else ["all"],
-        num_jets=len(jets),
-        num_per_class=per_class.tolist() if has_labels else None,
-        rows=row_measures.result(),
-        moved=moved.result(),
-        cosines=cosines.result() if has_particles else None,
-        histogram=histogram.result(),
-        ratios=ratios.result(),
-        importance=seen if has_labels else {key: value[:1] for key, value in seen.items()},
-        untrained=before.result(),
-        drawn=[look(tagger, jets, index, num_subjets) for index in draw],
-        has_types=has_types,
-        has_subjets=has_subjets,
-    )
-
-
-@torch.inference_mode()
-def look(tagger, jets, index, num_subjets=None):
-    """Record one jet, as :class:`Drawn`."""
-    one = batch(tagger, jets[index : index + 1], num_subjets)
-    with record(tagger.model) as records:
-        tagger.model(*one.inputs)
-    return Drawn(index, one, records)
-
-
-def initial(network, tagger, jets, seed=0, **options):
-    """The network of a tagger as it was before the first step of a training.
-
-    Parameters
-    ----------
-    network : str or Path
-        See :func:`jetzoo.tagger.load`.
-    tagger : jetzoo.tagger.Tagger
-    jets : ak.Array of records
-        They give the batch norms their means and widths, as the first batch of a training does.
-    seed : int
-    **options
-        Of the network.
-
-    Returns
-    -------
-    nn.Module
-        In eval mode.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model, _ = network_module(network).get_model(tagger.data_config, **options)
-    model = model.to(tagger.device)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = 1.0
-    model.train()
-    with torch.no_grad():
-        model(*batch(tagger, jets[:FIRST_BATCH]).inputs)
-    return model.eval()

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
-from jetzoo.interpret.figures import styled
+from jetzoo.page import styled
 from jetzoo.style import OKABE_ITO
 
 from .loading import KINDS as LOADER_KINDS

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from jetzoo import UserError, repository, tables
 from jetzoo import page as pages
-from jetzoo.interpret.sample import read_jets, true_labels
+from jetzoo.jets import read_jets, true_labels
 from jetzoo.tagger import load, untrained
 
 from . import configurations, figures, loading

@@ -1,0 +1,178 @@
+"""Jets of files for the commands that look at a network: the jets, their labels and their sizes."""
+
+import re
+
+import awkward as ak
+import numpy as np
+
+from jetzoo import UserError, tables
+
+from .data_config import add_variables, dependencies
+
+# Types of columns: one number for each jet, or one for each of its particles.
+NUMBERS = re.compile(r"(\?|option\[)?((var|\d+) \* )?\??(bool|u?int\d+|float\d+|unknown)\]?")
+# What weaver's formulas and awkward raise on columns that are not what a data config expects.
+MISFITS = (ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
+
+
+def read_jets(tagger, files, selection=None, extra=()):
+    """Read what a network needs of some jets, and their labels if there are any.
+
+    Parameters
+    ----------
+    tagger : jetzoo.tagger.Tagger
+    files : sequence of str or Path
+    selection : int or sequence of int, optional
+        The first so many jets, or the indices of some, counted through all files.
+    extra : iterable of str
+        Branches that are read, too, if all files have them.
+
+    Returns
+    -------
+    ak.Array of records, (num_jets,)
+
+    Raises
+    ------
+    UserError
+        If a file cannot be read, branches are missing or are not what the data config takes, or
+        there are no such jets.
+    """
+    treename = tagger.data_config.treename
+    described = [tables.describe(path, treename) for path in files]
+    common = set.intersection(*(set(branches) for branches, _ in described))
+    total = sum(entries for _, entries in described)
+    if total == 0:
+        raise UserError("There are no jets in the files.")
+    wanted = set(tagger.branches) | set(extra) & common
+    labels = label_branches(tagger)
+    if labels <= common:
+        wanted |= labels
+
+    if isinstance(selection, int) or selection is None:
+        index = np.arange(min(selection or total, total))
+    else:
+        index = np.asarray(selection)
+        outside = index[(index < 0) | (index >= total)]
+        if len(outside):
+            raise UserError(f"There is no jet {outside[0]}: the files have jets 0 to {total - 1}.")
+    parts, positions, first = [], [], 0
+    for path, (_, entries) in zip(files, described, strict=True):
+        here = np.flatnonzero((index >= first) & (index < first + entries))
+        if len(here):
+            jets = tables.read(path, sorted(wanted), treename)[index[here] - first]
+            check_columns(tagger, jets, path, extra)
+            parts.append(jets)
+            positions.append(here)
+        first += entries
+    return ak.concatenate(parts)[np.argsort(np.concatenate(positions))]
+
+
+def check_columns(tagger, jets, path, extra=()):
+    """Raise a :class:`jetzoo.UserError` that names the file unless the columns can be used.
+
+    Columns hold numbers, one for each jet or one for each of its particles; labels name a class.
+    Of ``extra`` columns there is one number for each particle.
+    """
+    config, labels = tagger.data_config, label_branches(tagger)
+    inputs = {name for group in config.input_dicts.values() for name in group}
+    lists = inputs - set(config.var_funcs) | set(extra)
+    for name in jets.fields:
+        column, kind = jets[name], str(jets[name].type.content)
+        if not NUMBERS.fullmatch(kind):
+            raise UserError(f"{path}: branch {name} holds {kind}, not numbers.")
+        if name in labels and column.ndim != 1:
+            raise UserError(f"{path}: branch {name} is a label, which is one number for each jet.")
+        if name in lists and column.ndim != 2:
+            raise UserError(f"{path}: branch {name} has no list of particles for each jet.")
+        if name not in labels and (missing := _num_missing(column)):
+            raise UserError(
+                f"{path}: branch {name} lacks values in {missing:,} of {len(jets):,} jets."
+            )
+    counts = {name: ak.num(jets[name]) for name in jets.fields if jets[name].ndim == 2}
+    for name, count in list(counts.items())[1:]:
+        first = next(iter(counts))
+        if ak.any(count != counts[first]):
+            raise UserError(f"{path}: branches {first} and {name} have jets of different lengths.")
+    try:
+        tagger.inputs(jets[:1])
+    except MISFITS as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"{path}: the branches are not what the data config takes: {reason}"
+        ) from error
+    try:
+        true_labels(tagger, jets)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _num_missing(column):
+    """Number of jets of which a value is None."""
+    missing = ak.is_none(column, axis=0)
+    if column.ndim == 2:
+        missing = missing | ak.any(ak.is_none(ak.fill_none(column, [], axis=0), axis=1), axis=1)
+    return int(ak.sum(missing))
+
+
+def label_branches(tagger):
+    """Return the branches that the true class is made of."""
+    return dependencies(tagger.data_config, tagger.data_config.label_names)[0]
+
+
+def true_labels(tagger, jets):
+    """Index of the true class of jets.
+
+    Parameters
+    ----------
+    tagger : jetzoo.tagger.Tagger
+    jets : ak.Array of records, (num_jets,)
+
+    Returns
+    -------
+    ndarray of int, (num_jets,), or None
+        None if the jets have no labels.
+
+    Raises
+    ------
+    UserError
+        If some jets belong to no class, or to several: labels that are NaN, missing, text or out
+        of range.
+    """
+    config = tagger.data_config
+    branches, variables = dependencies(config, config.label_names)
+    if not branches <= set(jets.fields):
+        return None
+    # weaver takes the argmax over the classes, which hides labels that are no class.
+    variables = {name: x for name, x in variables.items() if name not in config.label_names}
+    classes = {f"_class{i}_": formula for i, formula in enumerate(config.label_value)}
+    names = ", ".join(sorted(branches))
+    table = jets[sorted(branches)]
+    try:
+        for name in branches:
+            table[name] = ak.fill_none(table[name], np.nan, axis=0)
+        table = add_variables(table, variables | classes)
+        flags = np.stack([np.asarray(table[name], np.float64) for name in classes], axis=1)
+    except MISFITS as error:
+        raise UserError(f"The label is one number for each jet: {names} holds others.") from error
+    bad = ~np.isin(flags, (0, 1)).all(1) | (flags.sum(1) != 1)
+    if bad.any():
+        raise UserError(
+            f"{bad.sum():,} of {len(bad):,} jets have labels ({names}) that are not one of the "
+            f"classes {', '.join(config.label_value)}; the first is jet {bad.argmax()}."
+        )
+    return flags.argmax(1)
+
+
+def num_particles(tagger, jets):
+    """Number of particles of jets, ndarray of int (num_jets,)."""
+    column = min(name for name in tagger.branches if jets[name].ndim == 2)
+    return ak.to_numpy(ak.num(jets[column]))
+
+
+def finite(tagger, jets):
+    """Whether all that a network needs of a jet is finite, ndarray of bool (num_jets,)."""
+    found = np.ones(len(jets), bool)
+    for name in tagger.branches:
+        good = np.isfinite(jets[name])
+        found &= ak.to_numpy(ak.all(good, axis=1) if jets[name].ndim == 2 else good)
+    return found
