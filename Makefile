@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: .venv/.installed
 	./train_QuarkGluon.sh ParT kin --demo
@@ -14,6 +14,15 @@ lint: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/shellcheck -x *.sh scripts/*.sh .ci/run
 
+# The site, with its tutorial run on the embedded jets. A warning, such as a broken link, is an error.
+docs: .venv/.docs
+	$(BIN)/python -m sphinx -W --keep-going -n docs docs/_build/html
+	@echo "The site is docs/_build/html/index.html."
+
+.venv/.docs: .venv/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	@touch $@
+
 # The constraints file pins torch and everything else that was tested together.
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -23,4 +32,4 @@ lint: .venv/.installed
 	@touch $@
 
 clean:
-	rm -rf .venv training build src/*.egg-info
+	rm -rf .venv training build docs/_build src/*.egg-info
