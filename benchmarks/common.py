@@ -212,7 +212,7 @@ def weaver_network(model, device="cpu", **options):
         Of ``networks/``.
     device : str or torch.device
     **options
-        Of weaver's constructor.
+        Of the constructor of weaver's ParT, beyond the published settings.
 
     Returns
     -------
@@ -220,7 +220,17 @@ def weaver_network(model, device="cpu", **options):
         In eval mode, called with the four inputs of a network. It cuts batches to their longest jet
         after ``TRIMMER`` calls.
     """
-    return WeaverNetwork(model, **options).to(device).eval()
+    network = WeaverNetwork(model)
+    if options:
+        part = network.mod
+        network.mod = type(part)(
+            input_dim=part.embed.input_bn.num_features,
+            num_classes=part.fc[-1].out_features,
+            use_pre_activation_pair=False,
+            **options,
+        )
+        network.mod.load_state_dict(part.state_dict())
+    return network.to(device).eval()
 
 
 def warm_up(network, jets):

@@ -310,7 +310,14 @@ def main():
     add("--jets", type=int, default=10_000, metavar="N", help="test jets, at most")
     add("--sensitivity", action="store_true", help="put one layer at a time into int8")
     add("--method", default="static", choices=METHODS, help="of --sensitivity")
-    add("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="NAME")
+    add(
+        "--variants",
+        nargs="+",
+        default=list(VARIANTS),
+        choices=VARIANTS,
+        metavar="NAME",
+        help=f"of: {'; '.join(VARIANTS)} (default: all)",
+    )
     args = parser.parse_args()
     if BASE not in args.variants:
         args.variants.insert(0, BASE)

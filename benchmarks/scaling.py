@@ -227,7 +227,14 @@ def main():
     add("--amp", action="store_true", help="bf16 autocast")
     add("--batch-size", type=int, default=1, metavar="N")
     add("--lengths", type=int, nargs="+", default=[2**n for n in range(6, 13)], metavar="N")
-    add("--only", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
+    add(
+        "--only",
+        nargs="+",
+        choices=CASES,
+        default=list(CASES),
+        metavar="NAME",
+        help=f"of: {'; '.join(CASES)} (default: all)",
+    )
     add(
         "--seconds",
         type=float,

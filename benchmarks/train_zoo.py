@@ -294,7 +294,13 @@ def parse_arguments(argv):
     add = parser.add_argument
     add("sets", nargs="+", choices=SETS, metavar="SET", help=", ".join(SETS))
     add("--only", nargs="+", metavar="MODEL", help="default: all models of the set")
-    add("--seeds", nargs="+", type=int, metavar="N", help="default: 1; 1 2 3 for two models")
+    add(
+        "--seeds",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="default: 1, and 1 2 3 for the repeated models",
+    )
     add("--epochs", type=int, metavar="N")
     add("--samples", type=int, metavar="N", help="jets per epoch")
     add("--samples-val", type=int, metavar="N", help="validation jets per epoch")

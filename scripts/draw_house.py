@@ -120,7 +120,7 @@ class Floor:
         self.names, self.purpose = FLOORS[number]
         modules = [contents(files[name]) for name in self.names]
         # Rooms with many modules are wider.
-        shares = [max(len(text), 62) for text in modules]
+        shares = [max(len(text), 72) for text in modules]
         free = RIGHT - LEFT - GAP * (len(shares) - 1)
         self.widths = [free * share / sum(shares) for share in shares]
         self.modules = [
