@@ -9,10 +9,11 @@ from matplotlib.ticker import NullLocator
 from jetzoo.page import styled
 from jetzoo.style import OKABE_ITO
 
+from .kinds import KINDS, OPERATIONS, OTHER, REST
 from .loading import KINDS as LOADER_KINDS
 from .loading import WORKERS
-from .modules import STEP
-from .rows import KINDS, OPERATIONS, OTHER, REST, Row, merge, seconds_by
+from .rows import merge, seconds_by
+from .steps import STEP
 
 GREY = "0.7"
 NUMBERED = 12  # modules that the roofline names
@@ -20,7 +21,7 @@ SMALLEST = 0.001  # of the time, of what is drawn
 
 
 def _colours(names, plain=(OTHER, REST)):
-    """A colour for each name: those of Okabe and Ito, then pale ones; grey for the rest."""
+    """Choose a colour for each name: those of Okabe and Ito, then pale ones; grey for the rest."""
     wheel = [*OKABE_ITO, *(to_rgba(colour, 0.45) for colour in OKABE_ITO)]
     named = [name for name in names if name not in plain]
     colours = {name: wheel[i % len(wheel)] for i, name in enumerate(named)}
@@ -28,7 +29,7 @@ def _colours(names, plain=(OTHER, REST)):
 
 
 def kind_colours(runs):
-    """Colours of the kinds of layers, the same in all figures of a report."""
+    """Choose colours for the kinds of layers, the same in all figures of a report."""
     found = [kind for run in runs for kind in seconds_by(run.rows, "kind")]
     return _colours(dict.fromkeys([*(kind for kind in KINDS if kind in found), *found]))
 
@@ -39,7 +40,7 @@ def _bare(axes):
 
 
 def _bars(axes, stacks, parts, colours, scale):
-    """Horizontal stacked bars; `stacks` are dicts of part to value by label, the first on top."""
+    """Draw horizontal stacked bars, of a dict of part to value for each label, the first on top."""
     positions = np.arange(len(stacks))
     left = np.zeros(len(stacks))
     for part in parts:
@@ -60,7 +61,7 @@ def _legend(figure, parts, colours, **options):
 
 @styled
 def layers(run):
-    """Time of each layer, stacked by operation."""
+    """Draw the time of each layer, stacked by operation."""
     stacks = {}
     for row in run.rows:
         stack = stacks.setdefault(row.layer, {})
@@ -87,9 +88,8 @@ def layers(run):
 
 @styled
 def roofline(run, colours):
-    """FLOP/s against FLOPs per byte of the modules, under what the machine can do."""
-    limits = run.limits
-    total = sum(row.seconds for row in run.rows)
+    """Draw FLOP/s against FLOPs per byte of the modules, under the limits of the machine."""
+    limits, total = run.limits, sum(row.seconds for row in run.rows)
     rows = [
         row
         for row in merge(run.rows)
@@ -99,47 +99,12 @@ def roofline(run, colours):
     axes = figure.subplots()
     intensity = [row.intensity for row in rows] or [1.0]
     x = np.geomspace(min(*intensity, limits.flops / limits.cache) / 3, 4 * max(*intensity, 10), 200)
-    for bandwidth, style, label in (
-        (limits.memory, "-", "memory"),
-        (limits.cache, "--", "cache"),
-    ):
-        y = np.minimum(limits.flops, x * bandwidth) / 1e9
-        axes.plot(x, y, style, color="black", lw=1.2)
-        axes.annotate(
-            f"{label} {bandwidth / 1e9:.3g} GB/s",
-            (x[8], y[8]),
-            (7, -2),
-            textcoords="offset points",
-            va="top",
-            fontsize=8,
-        )
-    axes.annotate(
-        f"matrix product {limits.flops / 1e9:.3g} GFLOP/s",
-        (limits.flops / limits.cache, limits.flops / 1e9),
-        (0, 4),
-        textcoords="offset points",
-        fontsize=8,
-    )
-    handles = []
+    _draw_limits(axes, limits, x)
+    handles = _draw_modules(axes, rows, total, colours)
     # Two decades at least.
-    slowest, fastest = limits.flops / 1e11, limits.flops / 1e9
-    for number, row in enumerate(rows, 1):
-        speed = row.flops / row.seconds / 1e9
-        share = row.seconds / total
-        slowest, fastest = min(slowest, speed), max(fastest, speed)
-        (dot,) = axes.plot(
-            row.intensity,
-            speed,
-            "o",
-            ms=4 + 30 * share**0.5,
-            color=to_rgba(colours[row.kind], 0.75),
-            mec="white",
-            mew=0.5,
-            label=f"{number}  {row.short}  {100 * share:.1f}%",
-        )
-        if number <= NUMBERED:
-            axes.annotate(str(number), (row.intensity, speed), ha="center", va="center", fontsize=7)
-            handles.append(dot)
+    speeds = [row.flops / row.seconds / 1e9 for row in rows]
+    slowest = min(*speeds, limits.flops / 1e11, limits.flops / 1e9)
+    fastest = max(*speeds, limits.flops / 1e11, limits.flops / 1e9)
     axes.set(
         xscale="log",
         yscale="log",
@@ -157,37 +122,59 @@ def roofline(run, colours):
     return figure
 
 
+def _draw_limits(axes, limits, x):
+    """Draw the roofs of the memory, of the cache and of the matrix product over intensities."""
+    small = {"textcoords": "offset points", "fontsize": 8}
+    for bandwidth, style, label in ((limits.memory, "-", "memory"), (limits.cache, "--", "cache")):
+        y = np.minimum(limits.flops, x * bandwidth) / 1e9
+        axes.plot(x, y, style, color="black", lw=1.2)
+        text = f"{label} {bandwidth / 1e9:.3g} GB/s"
+        axes.annotate(text, (x[8], y[8]), (7, -2), va="top", **small)
+    corner = (limits.flops / limits.cache, limits.flops / 1e9)
+    axes.annotate(f"matrix product {limits.flops / 1e9:.3g} GFLOP/s", corner, (0, 4), **small)
+
+
+def _draw_modules(axes, rows, total, colours):
+    """Draw one dot for each row and number the first ones; return the dots with a number."""
+    handles = []
+    for number, row in enumerate(rows, 1):
+        place, share = (row.intensity, row.flops / row.seconds / 1e9), row.seconds / total
+        (dot,) = axes.plot(
+            *place,
+            "o",
+            ms=4 + 30 * share**0.5,
+            color=to_rgba(colours[row.kind], 0.75),
+            mec="white",
+            mew=0.5,
+            label=f"{number}  {row.short}  {100 * share:.1f}%",
+        )
+        if number <= NUMBERED:
+            axes.annotate(str(number), place, ha="center", va="center", fontsize=7)
+            handles.append(dot)
+    return handles
+
+
 @styled
 def memory(run, colours):
-    """Memory that the tensors of a call hold, over its time."""
+    """Draw the memory that the tensors of a call hold, over its time."""
     figure = Figure(figsize=(7.0, 3.4), layout="constrained")
     axes = figure.subplots()
     trace = run.trace
     end = max((stop for _, stop, _ in trace.spans), default=1.0)
-    kinds = []
-    for start, stop, module in sorted(trace.spans, key=lambda span: span[0] - span[1]):
-        if module == STEP or module.count(".") > 4:
-            continue
-        kind = Row(module).kind
-        if kind != REST:
-            kinds.append(kind)
-            axes.axvspan(1e3 * start, 1e3 * stop, color=to_rgba(colours[kind], 1), lw=0, ymin=0.965)
-    times = [0.0, *(when for when, _ in trace.memory), end]
+    kinds = _draw_layers_at_work(axes, run, colours)
+    times = np.array([0.0, *(when for when, _ in trace.memory), end])
     held = [0, *(total for _, total in trace.memory)]
     held = np.array([*held, held[-1]]) / 2**20
-    axes.fill_between(1e3 * np.array(times), held, step="post", color=GREY, alpha=0.6, lw=0)
-    axes.step(1e3 * np.array(times), held, where="post", color="black", lw=0.9)
+    axes.fill_between(1e3 * times, held, step="post", color=GREY, alpha=0.6, lw=0)
+    axes.step(1e3 * times, held, where="post", color="black", lw=0.9)
     peak = int(held.argmax())
+    side = "left" if times[peak] < 0.1 * end else "right" if times[peak] > 0.9 * end else "center"
     axes.annotate(
         f"{held[peak]:.4g} MiB",
         (1e3 * times[peak], held[peak]),
         (0, 3),
         textcoords="offset points",
-        ha="center"
-        if 0.1 < times[peak] / end < 0.9
-        else "left"
-        if times[peak] < end / 2
-        else "right",
+        ha=side,
         fontsize=9,
     )
     axes.set(
@@ -196,52 +183,59 @@ def memory(run, colours):
         xlabel=f"time [ms], {run.mode} of {run.num_jets} jets",
         ylabel="memory of tensors [MiB]",
     )
-    kinds = [kind for kind in colours if kind in kinds]
     if kinds:
         _legend(figure, kinds, colours, ncols=min(len(kinds), 4))
     return figure
 
 
+def _draw_layers_at_work(axes, run, colours):
+    """Draw along the top which kind of layer is at work when; return the kinds."""
+    kinds = {row.module: row.kind for row in run.rows}
+    drawn = set()
+    for start, stop, module in sorted(run.trace.spans, key=lambda span: span[0] - span[1]):
+        kind = kinds.get(module, REST)
+        if module != STEP and module.count(".") <= 4 and kind != REST:
+            drawn.add(kind)
+            axes.axvspan(1e3 * start, 1e3 * stop, color=to_rgba(colours[kind], 1), lw=0, ymin=0.965)
+    return [kind for kind in colours if kind in drawn]
+
+
 @styled
 def comparison(runs, colours):
-    """Time per jet of all runs, stacked by kind of layer; a panel for each mode."""
+    """Draw the time per jet of all runs, stacked by kind of layer, in a panel for each mode."""
     modes = list(dict.fromkeys(run.mode for run in runs))
-    shares = []
-    for run in runs:
-        seconds = seconds_by(run.rows, "kind")
-        shares.append({kind: x / sum(seconds.values()) for kind, x in seconds.items()})
+    # The modules were timed with hooks; a bar is as long as the call takes without.
+    stacks = {run.title: _stack(run, run.seconds / run.num_jets) for run in runs}
+    shares = [_stack(run) for run in runs]
     kinds = [kind for kind in colours if any(x.get(kind, 0) > SMALLEST for x in shares)]
     counts = [sum(run.mode == mode for run in runs) for mode in modes]
-    figure = Figure(
-        figsize=(7.0, 1.3 + 0.45 * sum(counts) + 0.75 * len(modes)), layout="constrained"
-    )
-    for axes, mode in zip(
-        figure.subplots(len(modes), squeeze=False, height_ratios=counts)[:, 0], modes, strict=True
-    ):
+    size = (7.0, 1.3 + 0.45 * sum(counts) + 0.75 * len(modes))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(modes), squeeze=False, height_ratios=counts)[:, 0]
+    for axes, mode in zip(panels, modes, strict=True):
         chosen = [run for run in runs if run.mode == mode]
-        # The modules were timed with hooks; the bar is as long as the call takes without.
-        stacks = {
-            run.label: {kind: part * run.seconds / run.num_jets for kind, part in share.items()}
-            for run, share in zip(runs, shares, strict=True)
-            if run.mode == mode
-        }
-        ends = _bars(axes, stacks, kinds, colours, 1e3)
+        ends = _bars(axes, {run.label: stacks[run.title] for run in chosen}, kinds, colours, 1e3)
         for position, (end, run) in enumerate(zip(ends, chosen, strict=True)):
             text = f"{run.jets_per_second:,.0f} jets/s"
             if position:
                 text += f", {chosen[0].seconds / run.seconds:.2f}x"
-            axes.annotate(
-                text, (end, position), (4, 0), textcoords="offset points", va="center", fontsize=9
-            )
+            place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+            axes.annotate(text, (end, position), fontsize=9, **place)
         axes.set_xlim(0, 1.32 * ends.max())
         axes.set_xlabel(f"time per jet [ms], {mode}")
     _legend(figure, kinds, colours, ncols=4)
     return figure
 
 
+def _stack(run, total=1.0):
+    """Shares of the kinds of layers in the time of a run, which add up to ``total``."""
+    seconds = seconds_by(run.rows, "kind")
+    return {kind: total * x / sum(seconds.values()) for kind, x in seconds.items()}
+
+
 @styled
 def loading(found, runs):
-    """Jets/s that weaver's loader delivers, and what the runs consume."""
+    """Draw the jets/s that weaver's loader delivers, and those that the runs consume."""
     figure = Figure(figsize=(6.0, 3.6), layout="constrained")
     axes = figure.subplots()
     for index, (in_memory, label) in enumerate(LOADER_KINDS.items()):

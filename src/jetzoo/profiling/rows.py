@@ -1,32 +1,13 @@
-"""What is said about a module: its share of the time, its rates, and what bounds them."""
+"""Per-module statistics: share of the time, rates, and what bounds them."""
 
 import re
 from dataclasses import dataclass
 
-from .modules import AUTOGRAD, LOSS, NETWORK, OPTIMIZER, STEP, merged_name
+from .kinds import OTHER, PART_KINDS, REST
+from .steps import NETWORK, STEP
 
-REST, FUSED = "batching, packing, Python", "fused kernel"
-# Kinds of layers, by the beginning of a module's name in weaver's networks, the zoo's and the
-# engine's, so that these can be compared.
-KINDS = {
-    "embedding": r"embed",
-    "pair embedding": r"pair_embed",
-    "attention": r"blocks(\.(\d+|\*))?\.(attn|pre_attn_norm|post_attn_norm)|mixers",
-    "feed-forward": r"blocks|feed_forwards?",
-    "class attention": r"cls_\w+",
-    "head": r"norm|fc|head",
-    REST: r"trimmer",
-}
-PART_KINDS = {LOSS: "loss", OPTIMIZER: "optimizer", AUTOGRAD: "autograd"}
-WRAPPERS = re.compile(r"^((mod|network|engine|run|folded|\(network\))(\.|$))+")
-
-OPERATIONS = {
-    "attention": r"Attention|Mixer|Attn",
-    "norms": r"Norm",
-    "activations": r"GELU|ReLU|SiLU|Softmax|Dropout",
-    "matrix products": r"Linear|Conv|Dense",
-}
-OTHER = "other"
+# Names under which a network stands in what only wraps it.
+WRAPPERS = re.compile(r"^((mod|network|kernels|engine|folded|\(network\))(\.|$))+")
 
 # Share of the time that a bound must explain.
 EXPLAINED = 0.02
@@ -34,7 +15,7 @@ EXPLAINED = 0.02
 
 @dataclass
 class Row:
-    """One module, or what belongs to none, in one run; seconds, FLOPs and bytes of one call.
+    """One module in one run, or what belongs to none: seconds, FLOPs and bytes of one call.
 
     Attributes
     ----------
@@ -49,6 +30,8 @@ class Row:
         Of the module itself; the backward pass of a training step is included.
     fused : bool
         It works outside of PyTorch.
+    kind, operation : str
+        See :class:`jetzoo.profiling.kinds.Kinds`.
     """
 
     module: str
@@ -61,29 +44,18 @@ class Row:
     bytes_moved: int = 0
     operations: int = 0
     fused: bool = False
+    kind: str = REST
+    operation: str = OTHER
 
     @property
     def seconds(self):
-        """Forward and backward."""
+        """Seconds of the forward and the backward pass."""
         return self.forward_seconds + self.backward_seconds
 
     @property
     def intensity(self):
         """FLOPs per byte, or None without bytes."""
         return self.flops / self.bytes_moved if self.bytes_moved else None
-
-    @property
-    def kind(self):
-        """Kind of layer that it belongs to."""
-        if self.module in PART_KINDS:
-            return PART_KINDS[self.module]
-        name = WRAPPERS.sub("", self.module)
-        for kind, pattern in KINDS.items():
-            if re.match(rf"({pattern})(\.|$)", name):
-                return kind
-        if name in ("", STEP, NETWORK):
-            return FUSED if self.fused else REST
-        return name.split(".")[0]
 
     @property
     def short(self):
@@ -100,16 +72,8 @@ class Row:
             return self.kind
         return re.match(r"[^.]+(\.(\d+|\*))?", name)[0]
 
-    @property
-    def operation(self):
-        """Kind of operation, by the class of the module."""
-        for operation, pattern in OPERATIONS.items():
-            if re.search(pattern, self.type):
-                return operation
-        return OTHER
-
     def bound(self, limits):
-        """What bounds the time: the largest of three times that it takes at least.
+        """Find what bounds the time: the largest of three times that the work takes at least.
 
         Parameters
         ----------
@@ -118,8 +82,8 @@ class Row:
         Returns
         -------
         verdict : str
-            "compute-bound", "memory-bound" or "launch-bound". Empty if none explains the time, as
-            where a kernel outside of PyTorch does not tell what it does.
+            "compute-bound", "memory-bound" or "launch-bound"; empty if none explains the time, for
+            example of a kernel outside of PyTorch that does not tell what it does.
         share : float
             The bound over the time; 1 is as fast as the machine can.
         """
@@ -138,18 +102,28 @@ class Row:
         return (verdict, share) if share > EXPLAINED else ("", 0.0)
 
 
+def merged_name(name):
+    """Name under which repeated layers are one: ``blocks.*.fc1`` of ``blocks.3.fc1``."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", name)
+
+
 def merge(rows):
-    """Add up repeated layers, ``blocks.0.fc1`` and ``blocks.1.fc1`` being ``blocks.*.fc1``.
+    """Add up repeated layers: ``blocks.0.fc1`` and ``blocks.1.fc1`` become ``blocks.*.fc1``.
+
+    Parameters
+    ----------
+    rows : sequence of Row
 
     Returns
     -------
     list of Row
-        In falling order of time.
+        Sorted by descending time.
     """
     merged = {}
     for row in rows:
         key = merged_name(row.module), row.type
-        total = merged.setdefault(key, Row(*key, fused=row.fused))
+        new = Row(*key, fused=row.fused, kind=row.kind, operation=row.operation)
+        total = merged.setdefault(key, new)
         for name in (
             "calls",
             "forward_seconds",
@@ -164,7 +138,7 @@ def merge(rows):
 
 
 def seconds_by(rows, attribute):
-    """Seconds of rows added up by an attribute such as ``kind``, in order of appearance."""
+    """Add up the seconds of rows by an attribute such as ``kind``, in order of appearance."""
     total = {}
     for row in rows:
         key = getattr(row, attribute)
