@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from jetzoo.nn.embed import batch_norm
-from jetzoo.nn.inputs import clean_inputs, keep_inputs
+from jetzoo.nn.inputs import clean_inputs, finish
 from jetzoo.nn.packing import Padded, mean_over_particles, pack, pt_order
 from jetzoo.plugin import build, get_evaluate_fn, get_loss, get_train_fn  # noqa: F401 - weaver's
 
@@ -143,7 +143,9 @@ class ParticleCNN(nn.Module):
         -------
         Tensor, (B, num_classes)
         """
-        _, features, vectors, mask = clean_inputs(points, features, lorentz_vectors, mask)
+        features, vectors, mask, finite = clean_inputs(
+            mask, features, lorentz_vectors, like=self.bn.weight
+        )
         layouts = self.layouts(mask, pt_order(vectors, mask))
         layout = layouts[0]
         x = batch_norm(self.input_bn, layout.take(features))
@@ -154,7 +156,7 @@ class ParticleCNN(nn.Module):
                 layout = strided
         x = mean_over_particles(x, layout)  # (B, C)
         logits = self.fc(x)
-        logits = keep_inputs(logits, points)
+        logits = finish(logits, finite, points)
         return logits.softmax(1) if self.for_inference else logits
 
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from jetzoo.nn.inputs import clean_inputs, keep_inputs
+from jetzoo.nn.inputs import clean_inputs, finish
 from jetzoo.nn.packing import Padded, pack
 from jetzoo.plugin import build, get_evaluate_fn, get_loss, get_train_fn  # noqa: F401 - weaver's
 
@@ -65,12 +65,12 @@ class ParticleFlowNetwork(nn.Module):
         -------
         Tensor, (B, num_classes)
         """
-        _, features, _, mask = clean_inputs(points, features, lorentz_vectors, mask)
+        features, mask, finite = clean_inputs(mask, features, like=self.phi[0].weight)
         layout = (Padded if self.for_inference else pack)(mask)
         x = layout.pad(self.phi(layout.take(features)))  # (B, n, D)
         x = x.masked_fill(~layout.mask.unsqueeze(2), 0).sum(1)  # (B, D)
         logits = self.f(x)
-        logits = keep_inputs(logits, points, lorentz_vectors)
+        logits = finish(logits, finite, points, lorentz_vectors)
         return logits.softmax(1) if self.for_inference else logits
 
 

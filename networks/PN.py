@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from jetzoo.nn.embed import batch_norm
-from jetzoo.nn.inputs import clean_inputs, keep_inputs
+from jetzoo.nn.inputs import clean_inputs, finish
 from jetzoo.nn.kinematics import at_least_float32
 from jetzoo.nn.packing import Padded, mean_over_particles, pack
 from jetzoo.plugin import build, get_evaluate_fn, get_loss, get_train_fn  # noqa: F401 - weaver's
@@ -187,14 +187,16 @@ class DynamicGraphNetwork(nn.Module):
 
     def forward(self, points, features, lorentz_vectors, mask):
         """Logits (B, num_classes) of the four inputs of :meth:`ParticleNet.forward`."""
-        points, features, _, mask = clean_inputs(points, features, lorentz_vectors, mask)
+        points, features, mask, finite = clean_inputs(
+            mask, points, features, like=self.bn_fts.weight
+        )
         layout = self.layout(mask)
         points = layout.take(points)
         x = batch_norm(self.bn_fts, layout.take(features))
         for edge_conv in self.edge_convs:
             points = x = edge_conv(points, x, layout)
         x = mean_over_particles(x, layout)  # (B, C)
-        return keep_inputs(self.fc(x), lorentz_vectors)
+        return finish(self.fc(x), finite, lorentz_vectors)
 
 
 class ParticleNet(nn.Module):

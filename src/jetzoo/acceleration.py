@@ -14,6 +14,7 @@ from .engine.folding import fold, freeze
 from .int8.quantize import check_device, check_method, quantize
 from .int8.tuning import fine_tune as fine_tuned
 from .native import part as native_part
+from .nn.inputs import check_inputs
 
 logger = logging.getLogger("jetzoo")
 
@@ -123,6 +124,7 @@ class Accelerated(nn.Module):
 
     def forward(self, points, features, lorentz_vectors, mask):
         """(B, 2, N), (B, C, N), (B, 4, N) and (B, 1, N) to (B, num_classes)."""
+        check_inputs(points, features, lorentz_vectors, mask)
         run = self.network if self.kernels is None else self.kernels
         with torch.no_grad():
             return run(points, features, lorentz_vectors, mask)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.attention import sdpa_kernel
 
 from ..attention.dispatch import SDPA_KERNELS
-from ..nn.kinematics import cylindrical, pair_features
+from ..nn.kinematics import pair_features, particle_kinematics
 from .dense import Dense, fold_batch_norm, fold_norm, fold_output, inverse_std, standardise
 
 # Pairs of a block. On a CPU the activations, 64 wide, should stay in the second-level cache; on a
@@ -66,8 +66,8 @@ class FoldedPairEmbed(nn.Module):
         start = torch.arange(batch_size, device=device)[:, None] * length
         i, j = (start + first).flatten(), (start + second).flatten()  # (P,)
         vectors = vectors.flatten(0, 1)
-        particles = (vectors, *cylindrical(vectors))
-        bias = vectors.new_empty(self.num_heads, len(i))
+        particles = particle_kinematics(vectors)
+        bias = torch.empty(self.num_heads, len(i), device=device)
         size = PAIRS[device.type]
         for rows, columns, out in zip(*(x.split(size, -1) for x in (i, j, bias)), strict=True):
             features = pair_features(

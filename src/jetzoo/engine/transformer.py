@@ -1,10 +1,10 @@
 """A Particle Transformer made of folded layers."""
 
-import torch
 from torch import nn
 
 from ..modules import unmodified
 from ..nn.blocks import Attention
+from ..nn.inputs import clean_inputs, finish
 from ..nn.packing import Padded, pack, pt_order
 from .batching import TOKENS
 from .dense import standardise
@@ -57,9 +57,8 @@ class FoldedTransformer(nn.Module):
     def forward(self, points, features, lorentz_vectors, mask):
         """(b, 2, n), (b, C, n), (b, 4, n) and a mask of bool, (b, n), to (b, num_classes)."""
         mask = mask[:, None]  # (b, 1, n)
-        zero = features.new_zeros(())
-        features, lorentz_vectors = (
-            torch.where(mask, x, zero) for x in (features, lorentz_vectors)
+        features, lorentz_vectors, mask, finite = clean_inputs(
+            mask, features, lorentz_vectors, like=self.cls_token
         )
         key = pt_order(lorentz_vectors, mask) if self.sort_by_pt else None
         # Only full attention wants the rectangle; with it, the padding is not worth the packing.
@@ -67,7 +66,7 @@ class FoldedTransformer(nn.Module):
         padding = ~layout.mask
         bias = None
         if self.pair_embed is not None:
-            bias = self.pair_embed(layout.pad(layout.take(lorentz_vectors)).float())
+            bias = self.pair_embed(layout.pad(layout.take(lorentz_vectors)))
         elif self.full:
             shape = (self.mixers[0].num_heads, len(mask), *2 * mask.shape[2:])
             bias = features.new_zeros(shape)
@@ -81,7 +80,7 @@ class FoldedTransformer(nn.Module):
         cls = self.cls_token.expand(len(mask), -1)  # (b, D)
         for mixer, feed_forward in zip(self.cls_mixers, self.cls_feed_forwards, strict=True):
             cls = feed_forward(cls, mixer(cls, x, no_key))
-        return self.head(cls)
+        return finish(self.head(cls), finite)
 
 
 def _is_full(mixer):

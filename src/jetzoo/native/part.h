@@ -72,25 +72,27 @@ enum Stage { EMBED, PAIR_EMBED, ATTENTION, FEED_FORWARD, CLASS_ATTENTION, STAGES
 
 using Buffer = std::vector<float>;
 struct Workspace {
-    Buffer x, qkv, mixed, tile, hidden, pair, pair_hidden, pair_out, bias, particles, scores;
+    Buffer x, qkv, mixed, tile, hidden, pair, pair_hidden, pair_out, bias, scores;
     Buffer cls, cls_wide, cls_mean, heads;
+    std::vector<double> particles;
     std::vector<int32_t> quantized;
     double seconds[STAGES] = {};
 
     // Memory outlives a call, because fresh memory costs a page fault for every 4 KiB. What a long
     // jet needed is given back.
     void trim() {
-        size_t bytes = quantized.capacity() * sizeof(int32_t);
+        size_t bytes = quantized.capacity() * sizeof(int32_t) + particles.capacity() * sizeof(double);
         for (const Buffer* buffer : buffers()) bytes += buffer->capacity() * sizeof(float);
         if (bytes <= KEPT_BYTES) return;
         for (Buffer* buffer : buffers()) Buffer().swap(*buffer);
         std::vector<int32_t>().swap(quantized);
+        std::vector<double>().swap(particles);
     }
 
   private:
-    std::array<Buffer*, 15> buffers() {
+    std::array<Buffer*, 14> buffers() {
         return {&x,    &qkv,       &mixed,  &tile, &hidden,   &pair,     &pair_hidden, &pair_out,
-                &bias, &particles, &scores, &cls,  &cls_wide, &cls_mean, &heads};
+                &bias, &scores, &cls,  &cls_wide, &cls_mean, &heads};
     }
 };
 
@@ -116,9 +118,10 @@ struct Jet {
 };
 
 // At least `size` finite numbers.
-INLINE float* reserve(Buffer& buffer, size_t size) {
+template <class Number>
+INLINE Number* reserve(std::vector<Number>& buffer, size_t size) {
     if (buffer.size() < size) {
-        Buffer().swap(buffer);  // what it held is of no use: do not copy it
+        std::vector<Number>().swap(buffer);  // what it held is of no use: do not copy it
         buffer.resize(size);
     }
     return buffer.data();
@@ -133,7 +136,7 @@ void embed(const NetworkWeights& net, const float* features, float* x, long ld, 
 void project(const ParticleBlockWeights& block, const float* x, float* qkv, long ld, long tokens,
              int dim, Workspace& work);
 // Bias (H, n, width) of a jet, symmetric; p holds px, py, pz, E of its n particles.
-void pair_bias(const NetworkWeights& net, int n, long stride, float* p, float* bias, long width,
+void pair_bias(const NetworkWeights& net, int n, long stride, double* p, float* bias, long width,
                Workspace& work);
 // Attention of the particles of each jet to one another, with a bias or nullptr.
 void particle_attention(const NetworkWeights& net, const std::vector<Jet>& jets, const float* qkv,

@@ -4,28 +4,30 @@
 #include "part_dense.h"
 
 constexpr int PAIRS = 1024;   // pairs whose features are computed together
-constexpr float EPS = 1e-8f;  // of the pair features, as in jetzoo.nn.kinematics
+// Limits of the pair features, as in jetzoo.nn.kinematics.
+constexpr double EPS = 1e-8, LARGEST = 1e38, SMALLEST = 1e-20;
+constexpr double PI = 3.14159265358979323846;
 
 // ln kT, ln z, ln dR, ln m2 of particle i with particles 0 ... i, W at a time; see
-// jetzoo.nn.kinematics. Sums and products that could cancel are rounded as PyTorch rounds them.
-static void pair_features(const float* p, long n, int i, float* out, long ld) {
-    const float *px = p, *py = p + n, *pz = p + 2 * n, *energy = p + 3 * n;
-    const float *pt = p + 4 * n, *rapidity = p + 5 * n, *phi = p + 6 * n;
-    const float pi = 3.14159265358979f, two_pi = 6.28318530717959f;
-    const vf eps = splat(EPS);
+// jetzoo.nn.kinematics. What cancels is computed in float64.
+static void pair_features(const double* p, long n, int i, float* out, long ld) {
+    const double *px = p, *py = p + n, *pz = p + 2 * n, *energy = p + 3 * n;
+    const double *pt = p + 4 * n, *rapidity = p + 5 * n, *phi = p + 6 * n;
     for (int j = 0; j <= i; j += W) {
-        vf a = rounded(phi[i] - load(phi + j)) + pi;
-        a = a < 0.f ? a + two_pi : (a >= two_pi ? a - two_pi : a);
-        vf dphi = a - pi, dy = rapidity[i] - load(rapidity + j);
-        vf delta = vsqrt(dy * dy + dphi * dphi);
-        vf other = load(pt + j), pt_min = vmin(splat(pt[i]), other);
-        vf e = rounded(energy[i] + load(energy + j)), x = rounded(px[i] + load(px + j));
-        vf y = rounded(py[i] + load(py + j)), z = rounded(pz[i] + load(pz + j));
-        vf p2 = rounded(rounded(rounded(x * x) + rounded(y * y)) + rounded(z * z));
-        store(out + j, vlog(vmax(pt_min * delta, eps)));
-        store(out + ld + j, vlog(vmax(pt_min / vmax(pt[i] + other, eps), eps)));
-        store(out + 2 * ld + j, vlog(vmax(delta, eps)));
-        store(out + 3 * ld + j, vlog(vmax(rounded(e * e) - p2, eps)));
+        vd dphi = phi[i] - loadd(phi + j);
+        dphi = dphi < -PI ? dphi + 2 * PI : (dphi >= PI ? dphi - 2 * PI : dphi);
+        vf angle = narrow(dphi), dy = narrow(rapidity[i] - loadd(rapidity + j));
+        vf delta = vsqrt(dy * dy + angle * angle);
+        vd other = loadd(pt + j), pt_min = other < pt[i] ? other : splatd(pt[i]);
+        vd sum = limited(other + pt[i], EPS, LARGEST * 10);
+        vd e = energy[i] + loadd(energy + j), x = px[i] + loadd(px + j);
+        vd y = py[i] + loadd(py + j), z = pz[i] + loadd(pz + j);
+        vd m2 = e * e - (x * x + y * y + z * z);
+        vd kt = pt_min * __builtin_convertvector(delta, vd);
+        store(out + j, vlog(narrow(limited(kt, EPS, LARGEST))));
+        store(out + ld + j, vlog(narrow(limited(pt_min / sum, EPS, LARGEST))));
+        store(out + 2 * ld + j, vlog(vmax(delta, splat(float(EPS)))));
+        store(out + 3 * ld + j, vlog(narrow(limited(m2, EPS, LARGEST))));
     }
 }
 
@@ -51,13 +53,14 @@ static void pair_mlp(const NetworkWeights& net, const float* features, long ld, 
     }
 }
 
-void pair_bias(const NetworkWeights& net, int n, long stride, float* p, float* bias, long width,
+void pair_bias(const NetworkWeights& net, int n, long stride, double* p, float* bias, long width,
                Workspace& work) {
     for (int i = 0; i < n; i++) {
-        float x = p[i], y = p[stride + i], z = p[2 * stride + i], e = p[3 * stride + i];
-        p[4 * stride + i] = std::sqrt(x * x + y * y);
-        p[5 * stride + i] = 0.5f * std::log(1 + 2 * z / std::max(e - z, 1e-20f));
-        p[6 * stride + i] = std::atan2(y, x * x + y * y > 0 ? x : 1.f);
+        double x = p[i], y = p[stride + i], z = p[2 * stride + i], e = p[3 * stride + i];
+        double ratio = 1 + 2 * z / std::max(e - z, SMALLEST), pt2 = x * x + y * y;
+        p[4 * stride + i] = std::sqrt(pt2);
+        p[5 * stride + i] = 0.5 * std::log(std::max(ratio, SMALLEST));
+        p[6 * stride + i] = std::atan2(y, pt2 > 0 ? x : 1.);
     }
     long ld = PAIRS + n + 2 * TILE;
     float* features = reserve(work.pair, 4 * ld);

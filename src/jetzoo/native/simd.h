@@ -14,6 +14,7 @@ constexpr int W = 4;
 
 typedef float vf __attribute__((vector_size(4 * W)));
 typedef int32_t vi __attribute__((vector_size(4 * W)));
+typedef double vd __attribute__((vector_size(8 * W)));
 #define INLINE static inline __attribute__((always_inline))
 #define EXPORT extern "C" __attribute__((visibility("default")))
 // Python compares the sizes of its mirrors of the structures (jetzoo.native.structures).
@@ -30,6 +31,17 @@ INLINE void accumulate(float* p, vf x) { store(p, load(p) + x); }
 INLINE vf splat(float x) { return x - vf{}; }
 INLINE vi isplat(int32_t x) { return x - vi{}; }
 INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
+INLINE vd loadd(const double* p) {
+    vd v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+INLINE vd splatd(double x) { return x - vd{}; }
+INLINE vf narrow(vd a) { return __builtin_convertvector(a, vf); }
+INLINE vd limited(vd a, double low, double high) {
+    a = a > low ? a : splatd(low);
+    return a < high ? a : splatd(high);
+}
 INLINE vf vmin(vf a, vf b) { return a < b ? a : b; }
 INLINE vf vsqrt(vf a) {
     for (int i = 0; i < W; i++) a[i] = __builtin_sqrtf(a[i]);
@@ -40,16 +52,6 @@ INLINE float sum(vf a) {
     float s = 0;
     for (int i = 0; i < W; i++) s += a[i];
     return s;
-}
-
-// A product or a sum as written, not contracted with what follows to a fused multiply-add.
-INLINE vf rounded(vf a) {
-#if defined(__x86_64__)
-    asm("" : "+v"(a));
-#elif defined(__aarch64__)
-    asm("" : "+w"(a));
-#endif
-    return a;
 }
 
 INLINE vi nearest(vf x) {  // |x| < 2^22

@@ -1,10 +1,10 @@
-"""What the networks do with the four inputs of weaver before anything else."""
+"""What the networks do with the inputs of weaver before anything else, and with the logits last."""
 
 import torch
 
 
-def clean_inputs(points, features, lorentz_vectors, mask):
-    """Set everything that stands in the padding to zero, whatever it is (NaN and inf included).
+def check_inputs(points, features, lorentz_vectors, mask):
+    """Check that the four inputs of a network belong together.
 
     Parameters
     ----------
@@ -12,39 +12,80 @@ def clean_inputs(points, features, lorentz_vectors, mask):
     features : Tensor, (B, C, N)
     lorentz_vectors : Tensor, (B, 4, N)
     mask : Tensor, (B, 1, N)
+
+    Raises
+    ------
+    ValueError
+        If an input has another shape or stands on another device than the mask.
+    """
+    named = {"points": points, "features": features, "lorentz_vectors": lorentz_vectors}
+    if mask.ndim != 3 or mask.shape[1] != 1:
+        raise ValueError(f"mask has the shape {tuple(mask.shape)} instead of (B, 1, N)")
+    batch_size, _, length = mask.shape
+    for name, x in named.items():
+        channels = "4" if name == "lorentz_vectors" else "C"
+        fits = x.ndim == 3 and x.shape[0] == batch_size and x.shape[2] == length
+        if not fits or (channels == "4" and x.shape[1] != 4):
+            raise ValueError(
+                f"{name} has the shape {tuple(x.shape)} instead of ({batch_size}, {channels}, "
+                f"{length}), as the mask says"
+            )
+        if x.device != mask.device:
+            raise ValueError(f"{name} is on {x.device}, the mask on {mask.device}")
+
+
+def clean_inputs(mask, *inputs, like):
+    """Prepare the inputs that a network looks at.
+
+    What stands in the padding becomes zero, whatever it is. So does all of a jet with a value that
+    is NaN or infinite in a real particle: it changes no other jet, and :func:`finish` makes its
+    logits NaN.
+
+    Parameters
+    ----------
+    mask : Tensor, (B, 1, N)
         Non-zero for real particles.
+    *inputs : Tensor, (B, C, N)
+    like : Tensor
+        A parameter of the network, whose dtype the inputs get.
 
     Returns
     -------
-    points, features, lorentz_vectors : Tensor
-        Same shapes, zero where ``mask`` is.
+    *inputs : Tensor
+        Same shapes, zero in the padding.
     mask : Tensor of bool, (B, 1, N)
+    finite : Tensor of bool, (B, 1)
+        False for jets with a value that is not finite.
     """
     mask = mask.bool()
-    zero = torch.zeros((), dtype=features.dtype, device=features.device)
-    return (
-        torch.where(mask, points, zero),
-        torch.where(mask, features, zero),
-        torch.where(mask, lorentz_vectors, zero),
-        mask,
-    )
+    inputs = [x.to(like.dtype) for x in inputs]
+    finite = torch.ones_like(mask[:, 0, :1])
+    for x in inputs:
+        finite = finite & (x.isfinite() | ~mask).flatten(1).all(1, keepdim=True)
+    kept = mask & finite.unsqueeze(2)
+    zero = torch.zeros((), dtype=like.dtype, device=mask.device)
+    return *(torch.where(kept, x, zero) for x in inputs), mask, finite
 
 
-def keep_inputs(out, *unused):
-    """Make an exported graph keep inputs that a network does not look at.
+def finish(out, finite, *unused):
+    """Make the output of jets with non-finite inputs NaN, and an exported graph keep all inputs.
 
-    The ONNX exporter drops them, but weaver's ``--predict`` feeds every input to the ONNX file.
+    The ONNX exporter drops inputs that a network does not look at, but weaver's ``--predict`` feeds
+    every input to the ONNX file.
 
     Parameters
     ----------
     out : Tensor, (B, num_classes)
+    finite : Tensor of bool, (B, 1)
+        See :func:`clean_inputs`.
     *unused : Tensor, (B, ...)
 
     Returns
     -------
     Tensor, (B, num_classes)
-        ``out``; when traced, its value depends on the length of ``unused`` alone.
+        When traced, its value depends on the length of ``unused`` alone.
     """
+    out = out.masked_fill(~finite, float("nan"))
     if torch.jit.is_tracing():
         for x in unused:
             out = out[: x.shape[0]]

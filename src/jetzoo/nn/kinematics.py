@@ -1,8 +1,9 @@
-"""Pairwise features of four-vectors, the input of the pair interaction.
+"""Features of pairs of four-vectors, the input of the pair interaction.
 
-Float32 at least, whatever autocast says: the invariant mass of two almost collinear particles is a
-difference of large numbers. The order of the additions is that of weaver-core, because rounding
-noise on the diagonal (m2 = 0) passes through the logarithm into the trained weights.
+Rapidities, angles and masses of nearly collinear particles are differences of large numbers: in
+float32 their logarithms would be rounding noise. They are computed in float64, whatever the dtype
+of the network and of autocast, and limited such that every finite input gives finite features. The
+kernels in C++ (``native/part_pairs.cpp``) and exported graphs compute the same.
 """
 
 import math
@@ -10,10 +11,12 @@ import math
 import torch
 
 EPS = 1e-8
+LARGEST = 1e38  # so that nothing overflows in float32
+SMALLEST = 1e-20
 
 
-def cylindrical(lorentz_vectors):
-    """Transverse momentum, rapidity and azimuth of each particle.
+def particle_kinematics(lorentz_vectors):
+    """Four-vectors, transverse momentum, rapidity and azimuth of particles, in float64.
 
     Parameters
     ----------
@@ -22,25 +25,42 @@ def cylindrical(lorentz_vectors):
 
     Returns
     -------
+    lorentz_vectors : Tensor, (..., 4)
     pt, rapidity, phi : Tensor, (...)
-        GeV, dimensionless, radians.
+        GeV, dimensionless, radians. The rapidity is finite for every finite input, along the beam
+        and for energies below the momentum, too.
     """
+    lorentz_vectors = lorentz_vectors.double()
     px, py, pz, energy = lorentz_vectors.unbind(-1)
     pt2 = px * px + py * py
-    rapidity = 0.5 * torch.log(1 + 2 * pz / (energy - pz).clamp(min=1e-20))
+    ratio = 1 + 2 * pz / (energy - pz).clamp(min=SMALLEST)
+    rapidity = 0.5 * torch.log(ratio.clamp(min=SMALLEST))
+    pt = pt2.sqrt()
     # atan2(0, 0) is 0 in PyTorch and NaN in the ONNX decomposition.
-    phi = torch.atan2(py, torch.where(pt2 > 0, px, torch.ones_like(px)))
-    return pt2.sqrt(), rapidity, phi
+    phi = _azimuth(py, torch.where(pt2 > 0, px, torch.ones_like(px)))
+    return lorentz_vectors, pt, rapidity, phi
 
 
-def pair_features(first, second):
+def _azimuth(py, px):
+    if not torch.jit.is_tracing():
+        return torch.atan2(py, px)
+    # onnxruntime has arcs in float32 only. One step of Newton's method restores float64.
+    scale = torch.maximum(px.abs(), py.abs())
+    py, px = py / scale, px / scale
+    phi = torch.atan2(py.float(), px.float()).double()
+    return phi + (py * phi.cos() - px * phi.sin()) / (px * phi.cos() + py * phi.sin())
+
+
+def pair_features(first, second, dtype=torch.float32):
     """ln kT, ln z, ln dR and ln m2 of pairs of particles (arXiv 2202.03772, eq. 3).
 
     Parameters
     ----------
-    first, second : tuple
-        ``(lorentz_vectors, pt, rapidity, phi)`` of the two particles of each pair, with shapes
-        (..., 4) and (...); the leading axes broadcast against each other.
+    first, second : sequence of Tensor
+        Of :func:`particle_kinematics`, of the two particles of each pair; the leading axes
+        broadcast against each other.
+    dtype : torch.dtype
+        Of the result.
 
     Returns
     -------
@@ -52,12 +72,12 @@ def pair_features(first, second):
     dphi = (phi_i - phi_j + math.pi) % (2 * math.pi) - math.pi
     delta = ((rapidity_i - rapidity_j).square() + dphi.square()).sqrt()
     pt_min = torch.minimum(pt_i, pt_j)
-    ln_kt = torch.log((pt_min * delta).clamp(min=EPS))
-    ln_z = torch.log((pt_min / (pt_i + pt_j).clamp(min=EPS)).clamp(min=EPS))
-    ln_delta = torch.log(delta.clamp(min=EPS))
+    kt = pt_min * delta
+    z = pt_min / (pt_i + pt_j).clamp(min=EPS)
     px, py, pz, energy = (p_i + p_j).unbind(-1)
     m2 = energy.square() - (px.square() + py.square() + pz.square())
-    return torch.stack((ln_kt, ln_z, ln_delta, torch.log(m2.clamp(min=EPS))))
+    features = torch.stack((kt, z, delta, m2)).clamp(min=EPS, max=LARGEST)
+    return features.to(dtype).log()
 
 
 def at_least_float32(x):

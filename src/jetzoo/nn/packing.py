@@ -25,7 +25,8 @@ def pt_order(lorentz_vectors, mask):
     Tensor, (B, N)
         pT squared in GeV^2, -1 for padding.
     """
-    pt2 = lorentz_vectors[:, 0].square() + lorentz_vectors[:, 1].square()
+    px, py = lorentz_vectors[:, 0].double(), lorentz_vectors[:, 1].double()
+    pt2 = px * px + py * py
     return pt2.masked_fill(~mask[:, 0], -1)
 
 

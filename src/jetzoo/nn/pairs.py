@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..modules import fusible
 from ..native.training import pair_mlp, takes_pairs
-from .kinematics import at_least_float32, cylindrical, pair_features
+from .kinematics import pair_features, particle_kinematics
 
 
 class PairBias:
@@ -109,7 +109,7 @@ class PairEmbed(nn.Module):
         with torch.no_grad(), torch.autocast(lorentz_vectors.device.type, enabled=False):
             rows = [x.unsqueeze(2) for x in particles]  # (B, N, 1, ...)
             columns = [x.unsqueeze(1) for x in particles]  # (B, 1, N, ...)
-            features = pair_features(rows, columns)  # (4, B, N, N)
+            features = pair_features(rows, columns, self.embed[0].weight.dtype)  # (4, B, N, N)
         bias = self._mlp(features.flatten(1)[None])  # (H, B N N)
         return PairBias(layout, dense=bias.unflatten(1, features.shape[1:]).transpose(0, 1))
 
@@ -121,10 +121,13 @@ class PairEmbed(nn.Module):
 
     def _pairs(self, particles, i, j):
         """Bias (H, P) of the pairs of tokens ``i`` and ``j``."""
+        dtype = self.embed[0].weight.dtype
         if not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()):
             chunks = zip(i.split(self.CHUNK), j.split(self.CHUNK), strict=True)
-            return torch.cat([self._mlp(_features(particles, *pair)) for pair in chunks], dim=1)
-        features = _features(particles, i, j)
+            return torch.cat(
+                [self._mlp(_features(particles, *pair, dtype)) for pair in chunks], dim=1
+            )
+        features = _features(particles, i, j, dtype)
         if fusible(self.parts()) and takes_pairs(features[0], self.embed):
             return pair_mlp(features[0], self.embed)
         if not torch.is_grad_enabled() or features.shape[-1] < 2:
@@ -173,16 +176,15 @@ class PairEmbed(nn.Module):
 
 
 def _particles(lorentz_vectors, layout):
-    """Four-vectors (..., 4) of the tokens, and what is derived of them."""
+    """:func:`particle_kinematics` of the tokens."""
     with torch.no_grad(), torch.autocast(lorentz_vectors.device.type, enabled=False):
-        vectors = at_least_float32(layout.take(lorentz_vectors))
-        return vectors, *cylindrical(vectors)
+        return particle_kinematics(layout.take(lorentz_vectors))
 
 
-def _features(particles, i, j):
+def _features(particles, i, j, dtype):
     """Features (1, 4, P) of the pairs of tokens ``i`` and ``j``."""
     with torch.no_grad(), torch.autocast(i.device.type, enabled=False):
-        return pair_features([x[i] for x in particles], [x[j] for x in particles])[None]
+        return pair_features([x[i] for x in particles], [x[j] for x in particles], dtype)[None]
 
 
 class Mirror(torch.autograd.Function):

@@ -11,7 +11,7 @@ from torch import nn
 from ..attention import check_backend
 from .blocks import Attention, ClassAttention, ClassBlock, ParticleBlock
 from .embed import Embed
-from .inputs import clean_inputs, keep_inputs
+from .inputs import check_inputs, clean_inputs, finish
 from .packing import Padded, pack, pt_order
 from .pairs import PairEmbed
 
@@ -172,7 +172,11 @@ class ParticleTransformer(nn.Module):
         mask : Tensor, (B, 1, N)
             Non-zero for real particles. What stands in the padding does not matter.
         """
-        _, features, lorentz_vectors, mask = clean_inputs(points, features, lorentz_vectors, mask)
+        if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
+            check_inputs(points, features, lorentz_vectors, mask)
+        features, lorentz_vectors, mask, finite = clean_inputs(
+            mask, features, lorentz_vectors, like=self.cls_token
+        )
         key = pt_order(lorentz_vectors, mask) if self.sort_by_pt else None
         if self.for_inference:
             layout = Padded(mask, key)
@@ -191,7 +195,7 @@ class ParticleTransformer(nn.Module):
             out = self.fc(out)
             if self.for_inference:
                 out = out.softmax(1)
-        return keep_inputs(out, points, lorentz_vectors)
+        return finish(out, finite, points, lorentz_vectors)
 
 
 class JetClassifier(nn.Module):
