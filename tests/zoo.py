@@ -7,7 +7,7 @@ from jetzoo import data_config, repository
 from jetzoo.native import compilation
 
 CONFIG = repository.home() / "data" / "QuarkGluon" / "qg_kin.yaml"
-NETWORKS = sorted(path.stem for path in (repository.home() / "networks").glob("*.py"))
+NETWORKS = sorted(repository.networks())
 # Options that change what is computed.
 VARIANTS = {
     "ParT plain": {"pair_bias": False},

@@ -99,12 +99,13 @@ def _register(network):
     known = sys.modules.get(name)
     if known is not None and not hasattr(known, STAND_IN):
         return
+    module = types.ModuleType(name)
     for function in filter(inspect.isfunction, vars(network).values()):
-        module = types.ModuleType(name)
-        vars(module).update(function.__globals__)
-        setattr(module, STAND_IN, True)
-        sys.modules[name] = module
-        return
+        if function.__globals__.get("__name__") == name:
+            vars(module).update(function.__globals__)
+    setattr(module, network.__name__, network)
+    setattr(module, STAND_IN, True)
+    sys.modules[name] = module
 
 
 def model_info(data_config):
