@@ -53,12 +53,23 @@ def jagged(q, k, v, *, bias=None, mask=None, dropout_p=0.0):
 
     What the kernels do not take is left to :func:`reference`, which computes it or raises: padding
     that stands between particles is no length, and shapes that are broadcast are no rows.
+
+    Raises
+    ------
+    ValueError
+        If a tensor is not on a CPU, or the queries are of another dtype than the kernels read.
     """
     if not available(q):
         raise ValueError(
             "the jagged backend needs a CPU, a C++ compiler and float32 or a half precision, "
             f"not {q.dtype} on {q.device.type}"
         )
+    # PyTorch's own products read undefined memory where one of two tensors is on "meta".
+    for name, x in {"k": k, "v": v, "bias": bias, "mask": mask}.items():
+        if x is not None and x.device.type != "cpu":
+            raise ValueError(
+                f"the jagged backend needs tensors on a CPU, but {name} is on {x.device}"
+            )
     if not _takes(q, k, v, bias, mask, dropout_p):
         return reference(q, k, v, bias=bias, mask=mask, dropout_p=dropout_p)
     with serial_after_fork():
@@ -80,8 +91,7 @@ def jagged(q, k, v, *, bias=None, mask=None, dropout_p=0.0):
 
 def _takes(q, k, v, bias, mask, dropout_p):
     """Whether the kernels compute this; elsewhere PyTorch's rules of broadcasting hold."""
-    tensors = [x for x in (q, k, v, bias, mask) if x is not None]
-    if any(x.device.type != "cpu" or x.layout != torch.strided for x in tensors):
+    if any(x is not None and x.layout != torch.strided for x in (q, k, v, bias, mask)):
         return False
     if q.dim() != 4 or k.dim() != 4 or q.shape[3] == 0 or not 0 <= dropout_p < 1:
         return False

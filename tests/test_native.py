@@ -1,0 +1,742 @@
+"""The border to C++: what crosses it is checked, and nothing that fails behind it ends Python."""
+
+import copy
+import ctypes
+import logging
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import jetzoo
+from jetzoo import UserError, native
+from jetzoo.attention.jagged import jagged, packed_attention
+from jetzoo.attention.reference import reference
+from jetzoo.native import calls, chains, compilation, pairs, structures
+from jetzoo.native.part import NativePart
+from jetzoo.nn.packing import pack
+from jetzoo.nn.transformer import ParticleTransformer
+
+needs_compiler = pytest.mark.skipif(
+    native.load("part") is None or native.load("training") is None, reason="no C++ compiler"
+)
+
+SMALL = {"embed_dims": (32, 32), "pair_embed_dims": (16, 16), "num_heads": 2, "num_layers": 2}
+CHANNELS = 5
+
+
+def make_jets(counts, length=None, seed=0):
+    """Random jets with real particles first, and NaN in the padding."""
+    torch.manual_seed(seed)
+    length = length or max(*counts, 1)
+    momenta = 10 * torch.randn(len(counts), 3, length)
+    energy = (momenta.square().sum(1, keepdim=True) + 0.02).sqrt()
+    mask = (torch.arange(length) < torch.tensor(counts)[:, None])[:, None]
+    features = torch.randn(len(counts), CHANNELS, length).masked_fill(~mask, torch.nan)
+    vectors = torch.cat((momenta, energy), 1).masked_fill(~mask, torch.nan)
+    return vectors[:, :2], features, vectors, mask.float()
+
+
+def make_model():
+    torch.manual_seed(1)
+    model = ParticleTransformer(CHANNELS, 3, **SMALL).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    for name, parameter in model.named_parameters():
+        if name.endswith("fc2.weight"):
+            parameter.data *= 3
+    return model
+
+
+def make_engine(method=None):
+    """An engine in the kernels: in float32, or in int8 by a method."""
+    options = {}
+    if method:
+        options = {"precision": "int8", "method": method, "calibration": make_jets((12,) * 64)}
+    engine = jetzoo.accelerate(make_model(), **options)
+    return next(module for module in engine.modules() if isinstance(module, NativePart))
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return make_engine()
+
+
+PRECISIONS = (None, "static", "dynamic", "weight-only")
+COUNTS = (9, 17, 1, 0, 30, 5, 16)
+
+
+# What is handed over.
+
+
+def wrong_inputs():
+    """What is wrong, which argument the message names, the error, and the four inputs."""
+    points, features, vectors, mask = make_jets(COUNTS)
+    cases = {
+        "9 channels": ("features", features.repeat(1, 2, 1)[:, :9], vectors, mask),
+        "4 channels": ("features", features[:, :4], vectors, mask),
+        "3 momenta": ("lorentz_vectors", features, vectors[:, :3], mask),
+        "5 momenta": ("lorentz_vectors", features, torch.cat((vectors, points[:, :1]), 1), mask),
+        "mask (B, N)": ("mask", features, vectors, mask[:, 0]),
+        "mask (B, 2, N)": ("mask", features, vectors, mask.expand(-1, 2, -1)),
+        "short mask": ("mask", features, vectors, mask[..., :-1]),
+        "long mask": ("mask", features, vectors, F.pad(mask, (0, 3))),
+        "short features": ("features", features[..., :-1], vectors, mask),
+        "short momenta": ("lorentz_vectors", features, vectors[..., :-1], mask),
+        "fewer masks": ("mask", features, vectors, mask[:-1]),
+        "fewer features": ("features", features[:-1], vectors, mask),
+        "fewer momenta": ("lorentz_vectors", features, vectors[:-1], mask),
+        "swapped": ("features", vectors, features, mask),
+        "features of one jet": ("features", features[0], vectors, mask),
+        "meta features": ("features", features.to("meta"), vectors, mask),
+        "meta momenta": ("lorentz_vectors", features, vectors.to("meta"), mask),
+        "meta mask": ("mask", features, vectors, mask.to("meta")),
+        "complex": ("features", features.to(torch.complex64), vectors, mask),
+        "an array": ("features", features.numpy(), vectors, mask),
+        "sparse": ("lorentz_vectors", features, vectors.nan_to_num().to_sparse(), mask),
+    }
+    return {name: (argument, (points, *inputs)) for name, (argument, *inputs) in cases.items()}
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", wrong_inputs())
+def test_wrong_inputs_are_refused(engine, case):
+    argument, inputs = wrong_inputs()[case]
+    with pytest.raises((ValueError, TypeError), match="features|lorentz_vectors|mask") as error:
+        engine(*inputs)
+    assert argument in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@needs_compiler
+def test_inputs_of_any_real_dtype_and_strides(engine):
+    jets = make_jets(COUNTS)
+    expected = engine(*jets)
+    for dtype in (torch.bool, torch.int64, torch.float64, torch.uint8):
+        assert torch.equal(engine(*jets[:3], jets[3].to(dtype)), expected)
+    assert torch.equal(engine(*(x.double() for x in jets)), expected)
+    strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in jets]
+    assert torch.equal(engine(*strided), expected)
+    torch.testing.assert_close(expected, make_model()(*jets), atol=1e-4, rtol=0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("batch_size, length", [(0, 7), (0, 0), (3, 0), (1, 1), (40, 1)])
+def test_small_batches(engine, batch_size, length):
+    jets = [x[:batch_size] for x in make_jets((length,) * 40, max(length, 1))]
+    jets = [x[..., :length] for x in jets]
+    assert engine(*jets).shape == (batch_size, 3)
+    assert engine(*jets).isfinite().all()
+
+
+@needs_compiler
+def test_an_engine_stays_what_it_is(engine):
+    for change in ("train", "half", "double", "bfloat16"):
+        with pytest.raises(UserError, match=r"accelerated"):
+            getattr(make_engine(), change)()
+    with pytest.raises(UserError, match="on meta"):
+        make_engine().to("meta")
+    assert not engine.float().to("cpu").eval().training
+
+
+@needs_compiler
+def test_copies_pack_their_own_weights(engine):
+    jets = make_jets(COUNTS)
+    expected = engine(*jets)
+    for twin in (copy.deepcopy(engine), pickle.loads(pickle.dumps(engine))):
+        assert twin._weights.struct.cls_token != engine._weights.struct.cls_token
+        assert torch.equal(twin(*jets), expected)
+    other = make_engine()
+    other.load_state_dict({name: 2 * value for name, value in engine.state_dict().items()})
+    assert not torch.equal(other(*jets), expected)
+    other.load_state_dict(engine.state_dict())
+    assert torch.equal(other(*jets), expected)
+
+
+@needs_compiler
+def test_weights_that_do_not_fit_are_refused(engine):
+    folded = copy.deepcopy(engine.folded)
+    folded.mixers[1].out_proj.weight = folded.mixers[1].out_proj.weight[:, :16]
+    with pytest.raises(ValueError, match=r"\(32, 16\) instead of \(32, 32\)"):
+        NativePart(folded)
+
+
+@pytest.mark.parametrize(
+    "x, error, match",
+    [
+        ([1.0, 2.0], TypeError, "gain should be a tensor, not list"),
+        (torch.ones(2, dtype=torch.float64), TypeError, "gain should be of torch.float32"),
+        (torch.ones(2, device="meta"), ValueError, "gain should be a dense tensor on a CPU"),
+        (torch.ones(3), ValueError, r"gain should have the shape \(2,\), not \(3,\)"),
+        (torch.ones(4)[::2], ValueError, "gain should be contiguous"),
+    ],
+)
+def test_addresses(x, error, match):
+    with pytest.raises(error, match=match):
+        calls.address("gain", x, (2,))
+
+
+# What is not finite.
+
+
+@needs_compiler
+@pytest.mark.parametrize("method", PRECISIONS)
+def test_a_jet_that_is_not_finite_is_alone(method):
+    engine, jets = make_engine(method), make_jets(COUNTS)
+    expected = engine(*jets)
+    assert expected.isfinite().all()
+    for position, channel in ((1, 2), (2, 0), (2, 3)):
+        for value in (torch.nan, torch.inf, -torch.inf):
+            spoilt = [x.clone() for x in jets]
+            spoilt[position][1, channel, 4] = value
+            scores = engine(*spoilt)
+            assert scores[1].isnan().all()
+            others = torch.arange(len(COUNTS)) != 1
+            assert torch.equal(scores[others], expected[others])
+
+
+@needs_compiler
+@pytest.mark.parametrize("method", PRECISIONS)
+def test_overflow_stays_within_its_jet(method):
+    engine, jets = make_engine(method), make_jets(COUNTS)
+    expected = engine(*jets)
+    for position in (1, 2):
+        huge = [x.clone() for x in jets]
+        huge[position][1, :, :3] = 3e38
+        scores = engine(*huge)
+        others = torch.arange(len(COUNTS)) != 1
+        assert torch.equal(scores[others], expected[others])
+
+
+@needs_compiler
+def test_attention_passes_nan_on():
+    torch.manual_seed(2)
+    q, k, v = torch.randn(3, 2, 2, 40, 16)
+    for tensor in (q, k, v):
+        for value in (torch.nan, torch.inf):
+            kept = tensor[0, 1, 3, 5].clone()
+            tensor[0, 1, 3, 5] = value
+            ours, theirs = jagged(q, k, v), reference(q, k, v)
+            assert theirs.isnan().any() or theirs.isinf().any()
+            torch.testing.assert_close(ours, theirs, equal_nan=True)
+            tensor[0, 1, 3, 5] = kept
+
+
+# Threads and processes.
+
+
+@needs_compiler
+def test_eight_threads_call_a_fresh_engine():
+    batches = [make_jets(COUNTS, seed=seed) for seed in range(8)]
+    expected = [make_engine()(*jets) for jets in batches]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for _ in range(3):
+            engine, barrier = make_engine(), threading.Barrier(8)
+
+            def call(jets, engine=engine, barrier=barrier):
+                barrier.wait()
+                return [engine(*jets) for _ in range(5)]
+
+            with ThreadPoolExecutor(8) as pool:
+                for scores, right in zip(pool.map(call, batches), expected, strict=True):
+                    assert all(torch.equal(x, right) for x in scores)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def answer_in_child(engine, jets, heads, queue):
+    queue.put((engine(*jets).tolist(), jagged(*heads)[0, 0].tolist()))
+
+
+@needs_compiler
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_forked_processes_answer(engine):
+    """Large enough that PyTorch's own operations would want its threads, which are gone."""
+    jets = make_jets((20,) * 2000)
+    heads = torch.randn(3, 8, 2, 150, 16, generator=torch.Generator().manual_seed(3))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        expected = engine(*jets), jagged(*heads)[0, 0]
+        context = multiprocessing.get_context("fork")
+        queue = context.Queue()
+        children = [
+            context.Process(target=answer_in_child, args=(engine, jets, heads, queue))
+            for _ in range(2)
+        ]
+        for child in children:
+            child.start()
+        try:
+            for _ in children:
+                found = queue.get(timeout=60)
+                for ours, right in zip(found, expected, strict=True):
+                    torch.testing.assert_close(torch.tensor(ours), right, atol=1e-5, rtol=0)
+        finally:
+            for child in children:
+                child.kill()
+                child.join()
+        assert torch.equal(engine(*jets), expected[0])  # and so does the parent
+    finally:
+        torch.set_num_threads(threads)
+
+
+def run_python(code, tmp_path, **environment):
+    """Run a program that imports this module, in a process of its own."""
+    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path, **environment},
+    )
+
+
+@needs_compiler
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are those of Linux")
+def test_no_memory_is_an_exception(tmp_path):
+    """Neither a buffer nor a thread that cannot be had ends the process."""
+    found = run_python(
+        """
+        import resource, torch
+        from test_native import *
+        engine, small, large = make_engine(), make_jets(COUNTS), make_jets((6000,))
+        expected, layout = engine(*small), torch.randn(3, 1, 8, 6000, 16)
+        torch.set_num_threads(1)
+        def limit(more):
+            used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + more, resource.RLIM_INFINITY))
+        limit(2**26)
+        for function, arguments in ((engine, large), (jagged, layout)):
+            try:
+                function(*arguments)
+            except MemoryError as error:
+                print("MemoryError:", error)
+        calls.torch.get_num_threads = lambda: 5  # stacks of 8 MiB for the threads do not fit
+        limit(2**21)
+        print("right:", torch.equal(engine(*small), expected))
+        """,
+        tmp_path,
+    )
+    assert found.stdout.splitlines() == [
+        "MemoryError: there is not enough memory for the kernel part_forward",
+        "MemoryError: there is not enough memory for the kernel attention_forward",
+        "right: True",
+    ], found.stderr
+
+
+@needs_compiler
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_flat(engine):
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def some_calls(number):
+        for i in range(number):
+            counts = [1 + (7 * i + 13 * j) % 60 for j in range(1 + i % 5)]
+            engine(*make_jets(counts))
+
+    some_calls(100)
+    before = resident()
+    engine(*make_jets((3000,)))  # 72 MB for the bias
+    some_calls(900)
+    assert resident() - before < 2**25
+
+
+# What the kernels stand for.
+
+
+class Twice(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+@needs_compiler
+def test_replaced_and_hooked_modules_have_their_effect():
+    torch.manual_seed(0)
+    x, residual, scale = torch.randn(6, 32), torch.randn(6, 32), torch.randn(32)
+    norm, linear = nn.LayerNorm(32), nn.Linear(32, 32)
+    usual = chains.gelu_norm(x, linear, norm)
+    torch.testing.assert_close(usual, norm(F.gelu(linear(x))), atol=1e-5, rtol=0)
+    other = chains.gelu_norm(x, linear, norm, act=Twice())
+    torch.testing.assert_close(other, norm(2 * linear(x)))
+    torch.testing.assert_close(chains.gelu_norm(x, linear, norm, act=nn.GELU()), usual)
+    hook = linear.register_forward_hook(lambda module, inputs, out: 0 * out)
+    assert torch.equal(chains.gelu_norm(x, linear, norm), norm(torch.zeros(6, 32)))
+    hook.remove()
+    norm.register_forward_hook(lambda module, inputs, out: 0 * out)
+    assert not chains.layer_norm(x, norm).any()
+    assert torch.equal(chains.add_norm(residual, x, scale, norm), residual)
+
+
+@needs_compiler
+def test_pair_mlp_steps_aside():
+    def layers():
+        conv = nn.Conv1d(4, 16, 1)
+        return nn.Sequential(nn.BatchNorm1d(4), conv, nn.BatchNorm1d(16), nn.GELU()).train()
+
+    x = torch.randn(4, 50)
+    usual = layers()
+    assert pairs.takes_pairs(x, usual) and pairs.takes_pairs(x, usual, nn.Conv1d)
+    torch.testing.assert_close(
+        pairs.pair_mlp(x, copy.deepcopy(usual)), usual(x[None])[0], atol=1e-5, rtol=0
+    )
+    assert not pairs.takes_pairs(x[:3], usual)
+    assert not pairs.takes_pairs(x, usual, nn.Linear)
+    assert not pairs.takes_pairs(x, usual.eval())
+    for place, module in ((3, nn.ReLU()), (3, nn.GELU("tanh")), (1, nn.Conv1d(4, 16, 1, groups=4))):
+        other = layers()
+        other[place] = module
+        assert not pairs.takes_pairs(x, other)
+    other = layers()
+    other[1].register_forward_hook(lambda module, inputs, out: out)
+    assert not pairs.takes_pairs(x, other)
+
+
+@needs_compiler
+def test_chains_broadcast_as_pytorch_does():
+    x, scale = torch.randn(6, 32), torch.randn(32)
+    torch.testing.assert_close(chains.scaled_add(x[:1], x, scale), scale * x[:1] + x)
+    torch.testing.assert_close(chains.scaled_add(x, x, scale[:1]), scale[:1] * x + x)
+    norm = nn.LayerNorm(32)
+    torch.testing.assert_close(chains.layer_norm(x[0], norm), norm(x[0]))
+    torch.testing.assert_close(chains.add_norm(x[:1], x, scale, norm), x[:1] + norm(x * scale))
+    with pytest.raises(RuntimeError):
+        chains.scaled_add(torch.randn(6, 16), x, scale)
+    assert not chains.scaled_add(torch.zeros(6, 32), x, scale, 1.0).any()  # all is dropped
+
+
+# Attention.
+
+
+def odd_shapes():
+    """Arguments of attention that are not of the usual shapes, dtypes or devices."""
+    torch.manual_seed(4)
+    q, k, v = torch.randn(3, 3, 2, 20, 16)
+    bias, mask = torch.randn(3, 2, 20, 20), torch.arange(20) < torch.tensor([20, 5, 11])[:, None]
+    cases = {
+        "keys with one head": (q, k[:, :1], v),
+        "keys and values with one head": (q, k[:, :1], v[:, :1]),
+        "keys of one jet": (q, k[:1], v[:1]),
+        "queries of one jet": (q[:1], k, v),
+        "queries with one head": (q[:, :1], k, v),
+        "wide values": (q, k, torch.randn(3, 2, 20, 24)),
+        "narrow values": (q, k, v[..., :8]),
+        "wide keys": (q, torch.randn(3, 2, 20, 24), v),
+        "fewer values": (q, k, v[:, :, :7]),
+        "fewer keys": (q, k[:, :, :7], v),
+        "other batch": (q, k[:2], v[:2]),
+        "no jets": (q[:0], k[:0], v[:0]),
+        "no queries": (q[:, :, :0], k, v),
+        "no keys": (q, k[:, :, :0], v[:, :, :0]),
+        "three axes": (q[0], k[0], v[0]),
+        "five axes": (q[None], k[None], v[None]),
+        "float64 keys": (q, k.double(), v),
+        "half values": (q, k, v.half()),
+    }
+    cases = {name: (qkv, {}) for name, qkv in cases.items()}
+    options = {
+        "mask (1, S)": {"mask": mask[1:2]},
+        "mask (S,)": {"mask": mask[1]},
+        "mask of another length": {"mask": mask[:, :7]},
+        "mask of another batch": {"mask": mask[:2]},
+        "mask of floats": {"mask": mask.float()},
+        "mask of bytes": {"mask": mask.byte()},
+        "mask (B, 1, S)": {"mask": mask[:, None]},
+        "scattered mask": {"mask": mask.flip(1)},
+        "bias of one head": {"bias": bias[:, :1]},
+        "bias of one jet": {"bias": bias[0]},
+        "bias of one query": {"bias": bias[:, :, :1]},
+        "bias (S,)": {"bias": bias[0, 0, 0]},
+        "bias of another length": {"bias": bias[..., :7]},
+        "bias of more jets": {"bias": torch.randn(6, 2, 20, 20)},
+        "bias with five axes": {"bias": bias[None]},
+        "float64 bias": {"bias": bias.double()},
+        "strided bias": {"bias": bias.transpose(2, 3)},
+        "dropout above 1": {"dropout_p": 1.5},
+        "negative dropout": {"dropout_p": -0.5},
+        "dropout of all": {"dropout_p": 1.0},
+    }
+    return cases | {name: ((q, k, v), option) for name, option in options.items()}
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", odd_shapes())
+def test_odd_attention_is_that_of_the_reference(case):
+    (q, k, v), options = odd_shapes()[case]
+    try:
+        expected = reference(q, k, v, **options)
+    except Exception as refusal:
+        with pytest.raises(type(refusal)):
+            jagged(q, k, v, **options)
+        return
+    out = jagged(q, k, v, **options)
+    assert out.dtype == expected.dtype
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["q", "k", "v", "bias", "mask"])
+def test_attention_on_another_device_is_refused(name):
+    tensors = dict(zip("qkv", torch.randn(3, 3, 2, 20, 16), strict=True))
+    tensors |= {"bias": torch.randn(3, 2, 20, 20), "mask": torch.ones(3, 20, dtype=torch.bool)}
+    tensors[name] = tensors[name].to("meta")
+    with pytest.raises(ValueError, match="on meta|on a CPU"):
+        jagged(**tensors)
+
+
+@needs_compiler
+def test_packed_attention_checks_the_layout():
+    layout = pack(torch.ones(2, 1, 6, dtype=torch.bool), with_pairs=True)
+    qkv, bias = torch.randn(12, 96), torch.randn(2, 42)
+    assert packed_attention(qkv, 2, layout, bias=bias).shape == (12, 32)
+    for wrong in (qkv[:-1], qkv[:, :-1], qkv[None], torch.randn(12, 0)):
+        with pytest.raises(ValueError, match="qkv should have a row for each of 12 tokens"):
+            packed_attention(wrong, 2, layout)
+    for wrong in (bias[:1], bias[:, :-1], bias[0]):
+        with pytest.raises(ValueError, match=r"bias should have the shape \(2, 42\)"):
+            packed_attention(qkv, 2, layout, bias=wrong)
+    with pytest.raises(TypeError, match="bias should be of torch.float32"):
+        packed_attention(qkv, 2, layout, bias=bias.double())
+    for wrong in (qkv.double(), qkv.to("meta")):
+        with pytest.raises(ValueError, match="needs float32 on a CPU"):
+            packed_attention(wrong, 2, layout)
+
+
+# Compilation.
+
+TINY = """
+#define EXPORT extern "C" __attribute__((visibility("default")))
+EXPORT int answer() { return 42; }
+EXPORT long long sizeof_Pair() { return 16; }
+"""
+
+
+class Pair(ctypes.Structure):
+    _fields_ = [("first", ctypes.c_int64), ("second", ctypes.c_int64)]
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A library that compiles fast, with a cache of its own; gives the cache folder."""
+    (tmp_path / "tiny.cpp").write_text(TINY)
+    monkeypatch.setattr(compilation, "SOURCES", tmp_path)
+    monkeypatch.setattr(compilation, "LIBRARIES", {"tiny": ("tiny",)})
+    monkeypatch.setattr(compilation, "STRUCTURES", {"tiny": (Pair,)})
+    monkeypatch.setattr(compilation, "_state", compilation._State())
+    monkeypatch.setattr(compilation.tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "jetzoo"
+
+
+def loaded():
+    """Whether a process that starts now has the library of `tiny`."""
+    native.load.cache_clear()
+    library = native.load("tiny")
+    return library is not None and library.answer() == 42
+
+
+@needs_compiler
+def test_a_library_is_compiled_once(tiny, monkeypatch):
+    assert loaded()
+    assert sorted(path.suffix for path in tiny.iterdir()) == [".json", ".lock", ".so"]
+    monkeypatch.setattr(compilation, "build", None)
+    assert loaded()
+
+
+@needs_compiler
+@pytest.mark.parametrize("damage", ["cut", "empty", "changed", "foreign", "no seal", "bad seal"])
+def test_a_damaged_library_is_compiled_again(tiny, damage):
+    """In a process of its own, which a signal would end; `foreign` is not even a library."""
+    assert loaded()
+    library, seal = next(tiny.glob("*.so")), next(tiny.glob("*.json"))
+    content = library.read_bytes()
+    damages = {
+        "cut": lambda: library.write_bytes(content[: len(content) // 2]),
+        "empty": lambda: library.write_bytes(b""),
+        "changed": lambda: library.write_bytes(content[:4000] + b"?" + content[4001:]),
+        "foreign": lambda: library.write_bytes(b"something else"),
+        "no seal": seal.unlink,
+        "bad seal": lambda: seal.write_text('["size"]'),
+    }
+    library.unlink()  # what this process has mapped stays as it is
+    library.write_bytes(content)
+    damages[damage]()
+    assert loaded()
+    assert compilation._is_whole(library)
+
+
+@needs_compiler
+def test_threads_compile_together(tiny, monkeypatch):
+    built = []
+    build = compilation.build
+    monkeypatch.setattr(compilation, "build", lambda *a: built.append(a) or build(*a))
+    barrier = threading.Barrier(6)
+
+    def first_use(_):
+        barrier.wait()
+        return native.load("tiny")
+
+    with ThreadPoolExecutor(6) as pool:
+        libraries = list(pool.map(first_use, range(6)))
+    assert all(library is libraries[0] for library in libraries)
+    assert libraries[0].answer() == 42
+    assert len(built) == 1
+
+
+@needs_compiler
+def test_processes_compile_together(tmp_path):
+    (tmp_path / "tiny.cpp").write_text(TINY)
+    code = f"""
+    import logging, pathlib
+    logging.basicConfig(level=logging.INFO)
+    from jetzoo.native import compilation
+    compilation.SOURCES = pathlib.Path({str(tmp_path)!r})
+    compilation.LIBRARIES = {{"tiny": ("tiny",)}}
+    compilation.STRUCTURES = {{"tiny": ()}}
+    print(compilation.load("tiny").answer())
+    """
+    with ThreadPoolExecutor(4) as pool:
+        found = list(
+            pool.map(
+                lambda _: run_python(code, tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache")),
+                range(4),
+            )
+        )
+    assert [process.stdout for process in found] == ["42\n"] * 4, found[0].stderr
+    assert sum("compiling" in process.stderr for process in found) == 1
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written(tiny, tmp_path, caplog):
+    """The libraries then stand in one folder of this user in the temporary directory."""
+    (tmp_path / "cache").write_text("not a folder")
+    for _ in range(2):
+        assert loaded()
+    folders = list((tmp_path / "temporary").iterdir())
+    assert [folder.name for folder in folders] == [f"jetzoo-{os.getuid()}"]
+    assert folders[0].stat().st_mode & 0o777 == 0o700
+    caplog.clear()
+    with compilation._state.lock:
+        compilation._state.libraries.clear()
+    assert native.load("tiny").answer() == 42
+    assert not caplog.records  # it was said once
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", ["link", "open", "file"])
+def test_a_temporary_folder_of_somebody_else(tiny, tmp_path, kind, caplog):
+    (tmp_path / "cache").write_text("not a folder")
+    folder = tmp_path / "temporary" / f"jetzoo-{os.getuid()}"
+    if kind == "link":
+        (tmp_path / "elsewhere").mkdir()
+        folder.symlink_to(tmp_path / "elsewhere")
+    elif kind == "open":
+        folder.mkdir()
+        folder.chmod(0o777)
+    else:
+        folder.write_text("")
+    assert native.load("tiny") is None
+    assert "PyTorch's own" in caplog.text
+
+
+@needs_compiler
+def test_a_full_disk(tiny, tmp_path, monkeypatch, caplog):
+    build = compilation.build
+
+    def full(sources, command, library):
+        if tiny in library.parents:
+            raise OSError(28, "No space left on device")
+        build(sources, command, library)
+
+    monkeypatch.setattr(compilation, "build", full)
+    assert loaded()
+    assert caplog.text.count("No space left") == 1
+    assert not list(tiny.glob("*.so")) and not list(tiny.glob(".compiling*"))
+
+
+@needs_compiler
+def test_a_failure_that_may_pass_is_tried_again(tiny, monkeypatch, caplog):
+    calls_made = []
+
+    def fails(*arguments):
+        calls_made.append(arguments)
+        raise OSError("a server that is asleep")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compilation, "build", fails)
+        for _ in range(10):
+            assert native.load("tiny") is None
+        # Both folders are tried, but not at every call.
+        assert len(calls_made) == 2 * compilation.TRIES
+    assert caplog.text.count("cannot be made now") == 1
+    assert native.load("tiny") is None
+    monkeypatch.setattr(compilation, "PAUSE", 0)
+    assert native.load("tiny").answer() == 42
+
+
+@needs_compiler
+def test_once_is_enough_for_a_transient_failure(tiny, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(compilation, "build", lambda *a: (_ for _ in ()).throw(OSError("once")))
+        assert native.load("tiny") is None
+    assert native.load("tiny").answer() == 42
+
+
+def test_what_does_not_pass_is_said_once(tiny, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
+    assert native.load("tiny") is None and native.load("tiny") is None
+    assert caplog.text.count("no C++ compiler") == 1
+    monkeypatch.setenv("JETZOO_NATIVE", "0")
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "jetzoo"):
+        assert not loaded()
+    assert "switched off" in caplog.text
+
+
+@needs_compiler
+def test_sources_that_do_not_compile(tiny, tmp_path, caplog):
+    (tmp_path / "tiny.cpp").write_text("this is no C++")
+    assert native.load("tiny") is None and native.load("tiny") is None
+    assert caplog.text.count("does not compile") == 1
+
+
+@needs_compiler
+def test_structures_of_another_size(tiny, monkeypatch, caplog):
+    class Pair(ctypes.Structure):
+        _fields_ = [("first", ctypes.c_int64)]
+
+    monkeypatch.setattr(compilation, "STRUCTURES", {"tiny": (Pair,)})
+    assert native.load("tiny") is None
+    assert "Pair takes 16 bytes in C++ and 8 in Python" in caplog.text
+
+
+@needs_compiler
+def test_every_structure_is_compared():
+    mirrored = {
+        kind
+        for kind in vars(structures).values()
+        if isinstance(kind, type) and issubclass(kind, ctypes.Structure)
+    } - {ctypes.Structure}
+    assert mirrored == {kind for kinds in structures.STRUCTURES.values() for kind in kinds}
+    for name, kinds in structures.STRUCTURES.items():
+        library = native.load(name)
+        for kind in kinds:
+            assert getattr(library, f"sizeof_{kind.__name__}")() == ctypes.sizeof(kind)
