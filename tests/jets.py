@@ -7,13 +7,16 @@ import torch
 COUNTS = (3, 0, 1, 128, 129, 300, 20, 7, 0, 41)
 
 
-def make_jets(counts, length=None, seed=2):
-    """Jets with so many particles, as weaver hands them over, real particles first."""
+def make_jets(counts, length=None, seed=2, spread=0.2):
+    """Jets with so many particles, as weaver hands them over, real particles first.
+
+    `spread` is their width in eta and phi, one number or one for each jet.
+    """
     rng = np.random.default_rng(seed)
     length = length or max(max(counts), 1)
     shape = (len(counts), length)
     pt = rng.exponential(10, shape) + 0.5
-    deta, dphi = rng.normal(0, 0.2, (2, *shape))
+    deta, dphi = rng.normal(0, np.reshape(spread, (-1, 1)), (2, *shape))
     energy = pt * np.cosh(deta)
     vectors = np.stack((pt * np.cos(dphi), pt * np.sin(dphi), pt * np.sinh(deta), energy), 1)
     kinematics = np.log(pt), np.log(energy), np.log(pt / 500), np.log(energy / 500)
