@@ -31,8 +31,11 @@ def run_evaluate(args):
         from jetzoo import data_config
 
         classes = list(data_config.read(args.data_config).label_value)
+    folder = Path(args.out or Path(args.files[0]).parent)
+    if args.out:
+        tables.check_folder(folder)
     jets = predictions.read_predictions(args.files, classes)
-    folder = tables.writable_folder(args.out or Path(args.files[0]).parent)
+    folder = tables.writable_folder(folder)
     metrics = numbers.evaluate(*jets)
     written = roc.write_report(metrics, roc.roc_figure(*jets), folder)
     Console().print(*numbers.summary(metrics))
@@ -55,9 +58,16 @@ def run_predict(args):
     from jetzoo.tagger import predict_files
 
     tables.check_format(args.output)
+    tables.check_output(args.output, (*args.files, *_inputs(args)))
     tagger = _load(args, **({"fast": True} if args.fast else {}))
-    if not predict_files(tagger, args.files, args.output, args.batch_size):
+    found = predict_files(tagger, args.files, args.output, args.batch_size)
+    if not found.has_labels:
         print("note: The files have no labels; only scores were written.")
+    if found.num_bad:
+        print(
+            f"note: {found.num_bad:,} of {found.num_jets:,} jets have values that are NaN or "
+            "infinite: their scores are NaN."
+        )
     print(f"wrote {args.output}")
 
 
@@ -93,9 +103,8 @@ def run_attention(args):
     from jetzoo import interpret, tables
 
     folder = _default_folder(args, "attention")
+    tables.check_folder(folder)
     tagger = _load(args)
-    # The folder is made when there is something to put there; that it can be is known before.
-    tables.writable_folder(next(path for path in (folder, *folder.parents) if path.exists()))
     report = interpret.explain(
         tagger,
         args.network,
@@ -184,7 +193,7 @@ def run_profile(args):
     from jetzoo.profiling import report
 
     folder = _default_folder(args, "profile")
-    tables.writable_folder(next(path for path in (folder, *folder.parents) if path.exists()))
+    tables.check_folder(folder)
     found = report.profile(
         args.network,
         args.checkpoint,
@@ -226,8 +235,7 @@ def add_quantize(parser):
 def run_quantize(args):
     from jetzoo import comparison
 
-    if Path(args.output).suffix != ".pt":
-        raise UserError(f"--output {args.output} should end in .pt.")
+    comparison.check_output(args.output, (*args.data, *args.calibration, *_inputs(args)))
     options = _network_options(args)
     args.device = args.device or "cpu"
     comparison.show(
@@ -257,8 +265,10 @@ def add_export(parser):
 
 
 def run_export(args):
+    from jetzoo import tables
     from jetzoo.export import export
 
+    tables.check_output(args.onnx, (*(args.calibration or ()), *_inputs(args)), ".onnx")
     export(
         args.network,
         args.checkpoint,
@@ -366,6 +376,11 @@ def _default_folder(args, name):
     return Path(args.out or parent / name).absolute()
 
 
+def _inputs(args):
+    """The files that a network is made from, which no output may replace."""
+    return args.network, args.checkpoint, args.data_config
+
+
 def _load(args, **options):
     from jetzoo import load
 
@@ -374,6 +389,9 @@ def _load(args, **options):
 
 
 def _network_options(args):
+    for key, value in args.network_option:
+        if key in ("network", "checkpoint", "data_config", "device"):
+            raise UserError(f"{key} is no option of a network: --network-option {key} {value}.")
     return {key: _literal(key, value) for key, value in args.network_option}
 
 
@@ -388,7 +406,7 @@ def _literal(key, text):
     """A Python literal, as weaver reads its --network-option."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
         raise UserError(
             f"--network-option {key} {text}: the value must be a Python literal; "
             "text needs its own quotes, as in \"'text'\"."
@@ -429,6 +447,17 @@ def main(argv=None):
         args.run(args)
     except UserError as error:
         print(f"jetzoo: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `jetzoo list networks | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # a full disk, a file that may not be read
+        if error.strerror is None:
+            raise
+        place = (
+            f"{error.filename} cannot be used" if error.filename else "The output is not written"
+        )
+        print(f"jetzoo: {place}: {error.strerror}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -1,12 +1,10 @@
 """A network in float32 and in int8 on the same jets, side by side."""
 
 import io
-import itertools
 import json
 import time
 from pathlib import Path
 
-import awkward as ak
 import numpy as np
 import torch
 from torch import nn
@@ -15,14 +13,19 @@ from tqdm import tqdm
 from jetzoo import UserError, tables
 
 from .acceleration import accelerate
-from .data_config import add_variables, dependencies
+from .checkpoint import check_numbers
+from .data_config import finite
 from .int8 import file as int8_file
 from .int8.calibration import CALIBRATION_JETS
 from .int8.tuning import TUNING_JETS
+from .jets import label_branches, true_labels
 from .metrics.numbers import evaluate
 
 # What int8 may cost: the AUC may fall by this, the rejection at 50% by this part.
 AUC_DROP, REJECTION_LOSS = 0.001, 0.03
+
+# By these the project knows a report of its own again, which a later one may replace.
+REPORT_KEYS = {"network", "method", "qat", "float32", "int8", "largest_difference"}
 
 # Files that calibration jets are taken from: the classes of JetClass are in different files.
 CALIBRATION_FILES = 20
@@ -186,16 +189,13 @@ def calibration_jets(tagger, files, many=False):
     count = TUNING_JETS if many else CALIBRATION_JETS
     share = -(-count // len(files))
     config = tagger.data_config
-    jets = [tables.read(path, tagger.branches, config.treename)[:share] for path in files]
-    for path, part in zip(files, jets, strict=True):
-        # weaver's preprocessing would make numbers of them.
-        bad = [name for name in part.fields if not ak.all(np.isfinite(part[name]), axis=None)]
-        if bad:
-            raise UserError(
-                f"{path} has values that are NaN or infinite in {', '.join(bad)}: clean the file, "
-                "or calibrate with another one."
-            )
-    inputs = [tagger.inputs(part) for part in jets if len(part)]
+    inputs = []
+    for path in files:
+        jets = tables.read(path, tagger.branches, config.treename)[:share]
+        with tables.about(path):
+            check_finite(tagger.columns(jets))
+            if len(jets):
+                inputs.append(tagger.inputs(jets))
     if not inputs:
         raise UserError("There are no jets to calibrate with.")
     groups = zip(*(part.values() for part in inputs), strict=True)
@@ -203,6 +203,57 @@ def calibration_jets(tagger, files, many=False):
     # Mixed, because only the first of them are used to calibrate with.
     order = torch.randperm(len(jets[0]), generator=torch.Generator().manual_seed(0))
     return tuple(x[order] for x in jets)
+
+
+def check_finite(columns):
+    """Raise a :class:`jetzoo.UserError` if numbers of jets are NaN or infinite.
+
+    weaver's preprocessing would make numbers of them.
+
+    Parameters
+    ----------
+    columns : ak.Array of records, (num_jets,)
+        See :meth:`jetzoo.data_config.Inputs.columns`.
+    """
+    bad = [name for name in columns.fields if not finite(columns[[name]]).all()]
+    if bad:
+        count = int((~finite(columns)).sum())
+        raise UserError(
+            f"{count:,} of {len(columns):,} jets have values that are NaN or infinite in "
+            f"{', '.join(bad)}: clean the file, or give another one."
+        )
+
+
+def check_labels(tagger, files):
+    """Check that files have what the network needs, and that their jets are labelled.
+
+    Parameters
+    ----------
+    tagger : jetzoo.tagger.Tagger
+    files : sequence of str or Path
+
+    Returns
+    -------
+    num_jets : int
+
+    Raises
+    ------
+    UserError
+        If there are no jets, or labels are missing or none of the classes; the message names the
+        file.
+    """
+    total = 0
+    treename = tagger.data_config.treename
+    for path in files:
+        if missing := sorted(tagger.branches - set(tables.describe(path, treename)[0])):
+            raise UserError(f"{path} has no branch {', '.join(missing)}.")
+        labels = tables.read(path, label_branches(tagger), treename)
+        with tables.about(path):
+            true_labels(tagger, labels)
+        total += len(labels)
+    if total == 0:
+        raise UserError("There are no jets to compare on in the files.")
+    return total
 
 
 def labelled_batches(tagger, files, batch_size):
@@ -213,16 +264,48 @@ def labelled_batches(tagger, files, batch_size):
     inputs : tuple of Tensor
     labels : ndarray of int, (B,)
     """
-    config = tagger.data_config
-    (label,) = config.label_names
-    needed, new_variables = dependencies(config, [label])
+    branches = tagger.branches | label_branches(tagger)
     for path in files:
-        jets = tables.read(path, tagger.branches | needed, config.treename)
-        for start in range(0, len(jets), batch_size):
-            part = jets[start : start + batch_size]
-            inputs = tuple(torch.from_numpy(x) for x in tagger.inputs(part).values())
-            labels = add_variables(part[sorted(needed)], new_variables)[label]
-            yield inputs, ak.to_numpy(labels)
+        jets = tables.read(path, branches, tagger.data_config.treename)
+        with tables.about(path):
+            labels = true_labels(tagger, jets)
+            columns = tagger.columns(jets)
+            check_finite(columns)
+            for start in range(0, len(jets), batch_size):
+                part = slice(start, start + batch_size)
+                inputs = tagger.inputs(columns[part]).values()
+                yield tuple(torch.from_numpy(x) for x in inputs), labels[part]
+
+
+def check_output(path, inputs=()):
+    """Check that an int8 network and the report beside it can be written; makes nothing.
+
+    Parameters
+    ----------
+    path : str or Path
+        Of the network, ``.pt``.
+    inputs : iterable of str or Path
+        Files that are read for it.
+
+    Raises
+    ------
+    UserError
+        As :func:`jetzoo.tables.check_output`, or if the file with the ending .json beside it is no
+        report of an earlier comparison.
+    """
+    path = tables.check_output(path, inputs, ".pt")
+    report = tables.check_output(path.with_suffix(".json"), inputs)
+    if report.exists() and not _is_report(report):
+        raise UserError(
+            f"The report would replace {report}, which is none: name another output than {path}."
+        )
+
+
+def _is_report(path):
+    try:
+        return set(json.loads(path.read_text())) >= REPORT_KEYS
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
 
 
 class Comparison:
@@ -249,18 +332,18 @@ class Comparison:
     def __init__(
         self, model, data_config, jets, output, network, options=None, method="static", qat=False
     ):
-        output = Path(output)
-        tables.writable_folder(output.parent)
+        check_output(output)
+        check_numbers(model, network)
         self.classes = list(data_config.label_value)
         quantized = accelerate(model, "int8", "cpu", jets, method, fine_tune=qat)
         self.both = SideBySide(model, quantized, tuple(x[:64] for x in jets))
         self.labels, self.scores = [], ([], [])
         self.found = {"network": str(network), "method": method, "qat": qat}
-        self.paths = output, output.with_suffix(".json")
-        int8_file.save(quantized, output, network, data_config, options)
+        self.paths = Path(output), Path(output).with_suffix(".json")
         file = io.BytesIO()
         torch.save(model.state_dict(), file)
-        self.megabytes = file.tell() / 1e6, output.stat().st_size / 1e6
+        self.megabytes = [file.tell() / 1e6]
+        self.made_from = network, data_config, options
 
     def add(self, labels, scores):
         """Take up true classes (B,), float32 scores (B, num_classes) and the int8 ones."""
@@ -269,7 +352,7 @@ class Comparison:
         self.scores[1].append(self.both.scores())
 
     def finish(self):
-        """Write and return what was found.
+        """Write the int8 network and what was found, and return the latter.
 
         Returns
         -------
@@ -279,6 +362,8 @@ class Comparison:
         """
         scores = tuple(map(np.concatenate, self.scores))
         found = self.found | metrics(np.concatenate(self.labels), scores, self.classes)
+        int8_file.save(self.both.networks[1], self.paths[0], *self.made_from)
+        self.megabytes.append(self.paths[0].stat().st_size / 1e6)
         for i, form in enumerate(("float32", "int8")):
             found[form]["megabytes"] = self.megabytes[i]
             found[form]["jets_per_second"] = self.both.num_jets / self.both.seconds[i]
@@ -308,13 +393,8 @@ def compare(tagger, files, calibration, output, network, options=None, method="s
     """
     if getattr(tagger.model, "is_int8", False):
         raise UserError("The network is in int8 already: quantize the weights it was made from.")
-    treename = tagger.data_config.treename
-    total = sum(tables.describe(path, treename)[1] for path in files)
-    if total == 0:
-        raise UserError("There are no jets to compare on in the files.")
-    # The first batch is read before anything is written: files may lack a branch.
-    batches = labelled_batches(tagger, files, 256)
-    first = next(batches)
+    check_output(output, (*files, *calibration))
+    total = check_labels(tagger, files)
     comparison = Comparison(
         tagger.model,
         tagger.data_config,
@@ -326,7 +406,7 @@ def compare(tagger, files, calibration, output, network, options=None, method="s
         qat,
     )
     with tqdm(total=total, unit="jet", desc="compare") as progress:
-        for inputs, labels in itertools.chain([first], batches):
+        for inputs, labels in labelled_batches(tagger, files, 256):
             comparison.add(labels, comparison.both(*inputs).softmax(1).numpy())
             progress.update(len(labels))
     return comparison

@@ -3,18 +3,31 @@
 This is the only module that imports private functions of weaver, whose names may change.
 """
 
+import re
+
 import awkward as ak
-import yaml
+import numpy as np
 from weaver.utils.data.config import DataConfig
 from weaver.utils.data.eval_utils import _get_data_var_names
 from weaver.utils.data.preprocess import _build_new_variables
 from weaver.utils.dataset import SimpleIterDataset, _finalize_inputs
 
 from jetzoo import UserError, repository
+from jetzoo.formulas import check_formula, check_name
+from jetzoo.repository import reason
+
+# Types of columns: one number for each jet, or one for each of its particles.
+NUMBERS = re.compile(r"(var \* )?(bool|u?int(8|16|32|64)|float(16|32|64)|unknown)")
+
+# Particles of a jet that an int8 file may ask for; the published settings have 128.
+LONGEST = 2**16
 
 
 def read(name_or_path):
     """Read a data config as weaver does for prediction, auto-standardisation file included.
+
+    Its formulas are evaluated as Python when jets are read, as weaver does: give only files that
+    you would run.
 
     Parameters
     ----------
@@ -34,16 +47,63 @@ def read(name_or_path):
     path = repository.data_config(name_or_path)
     try:
         config = SimpleIterDataset({}, str(path), for_training=False).config
-    except (yaml.YAMLError, KeyError, TypeError, AssertionError) as error:
-        raise UserError(f"{path} is not a data config of weaver: {error!r}.") from error
-    if config.label_type != "simple":
-        raise UserError(f"{path} has labels of type {config.label_type!r} instead of 'simple'.")
+        _check_structure(config)
+    except UserError as error:
+        raise UserError(f"{path} is not a data config that can be used: {error}") from error
+    except Exception as error:  # weaver looks things up without checking that they are there
+        raise UserError(f"{path} is not a data config of weaver: {reason(error)}.") from error
     return config
 
 
 def from_options(options):
-    """Rebuild a data config from the ``options`` of one, as int8 files keep them."""
-    return DataConfig(print_info=False, **options)
+    """Rebuild a data config from its ``options``, as a file from elsewhere may hold them.
+
+    Parameters
+    ----------
+    options : dict
+
+    Returns
+    -------
+    weaver.utils.data.config.DataConfig
+
+    Raises
+    ------
+    UserError
+        If it is not the data config of a classification, or one of its formulas does anything but
+        compute, see :func:`jetzoo.formulas.check_formula`.
+    """
+    try:
+        for value in options["labels"]["value"]:
+            check_formula(value)  # weaver pastes it into a formula of its own
+        config = DataConfig(print_info=False, **options)
+        _check_structure(config)
+        for name in (n for names in config.input_dicts.values() for n in names):
+            check_name(name)
+        lengths = [params["length"] for params in config.preprocess_params.values()]
+        if not all(x is None or 0 < x <= LONGEST for x in lengths):
+            raise UserError(f"The data config should pad jets to 1 ... {LONGEST} particles.")
+        for name, formula in config.var_funcs.items():
+            if name != config.weight_name:  # for the training alone, and never evaluated here
+                check_formula(formula)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"The data config is none of weaver: {reason(error)}.") from error
+    return config
+
+
+def _check_structure(config):
+    """Raise a :class:`jetzoo.UserError` unless a data config describes a classification."""
+    if config.label_type != "simple":
+        raise UserError(f"It has labels of type {config.label_type!r} instead of 'simple'.")
+    if len(config.label_value) < 1 or not all(isinstance(x, str) for x in config.label_value):
+        raise UserError("The labels of a classification are a list of names.")
+    if not config.input_dicts or not all(config.input_dicts.values()):
+        raise UserError("It has no inputs, or an input without variables.")
+    for name, formula in config.var_funcs.items():
+        if not isinstance(formula, str):
+            raise UserError(f"The formula of {name} is {formula!r} instead of a text.")
+        _get_data_var_names(formula)  # a SyntaxError if it is none
 
 
 def dependencies(config, names):
@@ -82,9 +142,24 @@ def add_variables(jets, new_variables):
     Returns
     -------
     ak.Array of records, (num_jets,)
+
+    Raises
+    ------
+    UserError
+        If a formula cannot be computed, such as one with a function that does not exist.
     """
     # weaver mistakes the memory layout of a slice of a larger array: hand it a packed copy.
-    return _build_new_variables(ak.to_packed(jets), new_variables)
+    table = ak.to_packed(jets)
+    for name, formula in new_variables.items():
+        try:
+            with np.errstate(all="ignore"):
+                table = _build_new_variables(table, {name: formula})
+        except Exception as error:
+            raise UserError(
+                f"The formula {name} = {formula} of the data config cannot be computed: "
+                f"{reason(error)}."
+            ) from error
+    return table
 
 
 class Inputs:
@@ -98,12 +173,24 @@ class Inputs:
     ----------
     branches : set of str
         What jets must have.
+
+    Raises
+    ------
+    UserError
+        If the data config leaves its standardisation to a training that has not been.
     """
 
     def __init__(self, config):
-        names = [name for group in config.input_dicts.values() for name in group]
+        self._groups = config.input_dicts
+        names = [name for group in self._groups.values() for name in group]
         self.branches, self._new_variables = dependencies(config, names)
         self._names = config.input_names
+        automatic = [k for k, x in config.preprocess_params.items() if x["center"] == "auto"]
+        if automatic:
+            raise UserError(
+                f"The data config leaves the range of {automatic[0]} to a training: give the file "
+                "that ends in .auto.yaml, which weaver writes beside it."
+            )
         # weaver looks up labels and observers with the inputs; jets to tag have none.
         self._config = config.copy()
         self._config.label_names = self._config.z_variables = ()
@@ -124,11 +211,135 @@ class Inputs:
         Raises
         ------
         UserError
-            If branches are missing; the message names them.
+            If branches are missing, or do not hold one number for each jet or each of its
+            particles; the message names them.
         """
+        table = add_variables(self.columns(jets), self._new_variables)
+        self._check_groups(table)
+        try:
+            table = _finalize_inputs(table, self._config)
+        except Exception as error:
+            raise UserError(
+                f"The jets are not what the data config takes: {reason(error)}."
+            ) from error
+        return {name: table[f"_{name}"] for name in self._names}
+
+    def columns(self, jets):
+        """The raw branches of jets, lists of a fixed size as lists of any.
+
+        Parameters
+        ----------
+        jets : ak.Array of records, (num_jets,)
+
+        Returns
+        -------
+        ak.Array of records, (num_jets,)
+
+        Raises
+        ------
+        UserError
+            If branches are missing, or hold other things than numbers; the message names them.
+        """
+        if not isinstance(jets, ak.Array):
+            raise UserError(f"Jets are an awkward array of records, not {type(jets).__name__}.")
         missing = sorted(self.branches - set(jets.fields))
         if missing:
             raise UserError(f"The jets have no branch {', '.join(missing)}.")
-        table = add_variables(jets[sorted(self.branches)], self._new_variables)
-        table = _finalize_inputs(table, self._config)
-        return {name: table[f"_{name}"] for name in self._names}
+        columns = {name: numbers(jets[name], name) for name in sorted(self.branches)}
+        _check_lengths(columns, {name: name.split("_")[0] for name in columns})
+        kinds = {name.split("_")[0] for name in columns}
+        for name, column in columns.items():
+            # Formulas would take the numbers of a list for those of particles.
+            if {"jet", "part"} <= kinds and name.startswith("jet_") and column.ndim == 2:
+                raise UserError(f"Branch {name} has a list in place of one number for each jet.")
+        return ak.Array(columns)
+
+    def _check_groups(self, table):
+        """Let each group hold lists of one length in each jet, as weaver pads and stacks them."""
+        lists, particles = {}, {}
+        for group, names in self._groups.items():
+            length = self._config.preprocess_params[names[0]]["length"]
+            for name in names:
+                if table[name].ndim == 2:
+                    lists[name] = table[name]
+                    # Groups pf_points and pf_mask speak of the same particles, sv_points of others.
+                    particles[name] = group.split("_")[0]
+                elif length not in (None, 1):
+                    raise UserError(
+                        f"Branch {name} has no list of particles for each jet."
+                        if name in self.branches
+                        else f"The variable {name} = {self._new_variables.get(name)} has no number "
+                        "for each particle: a branch of it holds one number for each jet."
+                    )
+        _check_lengths(lists, particles)
+
+
+def _check_lengths(columns, kinds):
+    """Let those columns that are lists, of one kind each, be of the same length in each jet."""
+    first = {}
+    for name, column in columns.items():
+        if column.ndim == 2:
+            other, count = first.setdefault(kinds[name], (name, ak.num(column)))
+            if ak.any(ak.num(column) != count):
+                raise UserError(f"Branches {other} and {name} have jets of different lengths.")
+
+
+def numbers(column, name):
+    """A branch as one number for each jet, or a list of any length of numbers.
+
+    weaver would read the memory of lists of a fixed size, such as a matrix of numpy, in a wrong
+    order.
+
+    Parameters
+    ----------
+    column : ak.Array
+    name : str
+        For the message.
+
+    Returns
+    -------
+    ak.Array, (num_jets,) or (num_jets, num_particles)
+
+    Raises
+    ------
+    UserError
+        If it holds something else, or lacks values.
+    """
+    if column.fields:
+        raise UserError(f"Branch {name} holds {column.type.content}, not numbers.")
+    column = ak.to_packed(ak.from_regular(column, axis=None))
+    if count := _num_lacking(column):
+        raise UserError(f"Branch {name} lacks values in {count:,} of {len(column):,} jets.")
+    column = ak.to_packed(ak.drop_none(column, axis=None))
+    kind = str(column.type.content)
+    if not NUMBERS.fullmatch(kind):
+        raise UserError(f"Branch {name} holds {kind}, not numbers.")
+    return column
+
+
+def _num_lacking(column):
+    """Number of jets of which a value is None."""
+    missing = ak.is_none(column, axis=0)
+    if column.ndim > 1:
+        lists = ak.fill_none(column, [], axis=0)
+        missing = missing | ak.any(ak.is_none(lists, axis=1), axis=1)
+    return int(ak.sum(missing))
+
+
+def finite(jets):
+    """Whether all numbers of a jet are finite.
+
+    Parameters
+    ----------
+    jets : ak.Array of records, (num_jets,)
+        See :meth:`Inputs.columns`.
+
+    Returns
+    -------
+    ndarray of bool, (num_jets,)
+    """
+    found = np.ones(len(jets), bool)
+    for name in jets.fields:
+        good = np.isfinite(jets[name])
+        found &= ak.to_numpy(ak.all(good, axis=1) if good.ndim == 2 else good)
+    return found

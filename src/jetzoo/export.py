@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jetzoo import UserError, tables
+from jetzoo import UserError, repository, tables
 
+from . import data_config as data_configs
+from .attention.backends import check_backend
 from .comparison import calibration_jets
-from .repository import network_module
 from .tagger import load
 
 # The exporter of PyTorch that works on traces knows everything that the networks do from here on.
@@ -19,18 +20,23 @@ OPSET = 17
 # Jets that the int8 form is calibrated with, in all and at once.
 JETS, BATCH = 256, 64
 
+# What is compared with PyTorch before a file appears: batch sizes, lengths, and the largest
+# difference of a probability.
+BATCHES, LENGTHS, LARGEST_DIFFERENCE = (1, 7), (1, 45, 128), 1e-4
+
 
 def export(network, checkpoint, data_config, path, int8=False, calibration=None, **options):
     """Write a trained network as ONNX.
 
     The inputs are those of the data config, ``pf_points`` (N, 2, n_pf) and so on, the output is
     ``softmax`` (N, num_classes). Batch size and length are dynamic; what stands in the padding does
-    not matter.
+    not matter. The file is compared with PyTorch on embedded jets before it appears.
 
     Parameters
     ----------
     network, checkpoint, data_config, **options
-        See :func:`jetzoo.load`.
+        See :func:`jetzoo.load`. A backend of the attention is that of the training: what is written
+        computes in plain PyTorch.
     path : str or Path
         Appears when complete.
     int8 : bool
@@ -42,10 +48,10 @@ def export(network, checkpoint, data_config, path, int8=False, calibration=None,
     Raises
     ------
     UserError
-        As :func:`jetzoo.load`; or if onnx or onnxruntime is not installed.
+        As :func:`jetzoo.load`; or if onnx or onnxruntime is not installed, or the file gives other
+        scores than PyTorch.
     """
-    if Path(path).suffix != ".onnx":
-        raise UserError(f"{path} should end in .onnx.")
+    path = tables.check_output(path, (checkpoint, *(calibration or ())), ".onnx")
     if calibration and not int8:
         raise UserError("Jets to calibrate with are for an export in int8.")
     try:
@@ -55,25 +61,48 @@ def export(network, checkpoint, data_config, path, int8=False, calibration=None,
         raise UserError(
             f"The export needs {error.name}: pip install -c constraints.txt -e '.[export]'."
         ) from error
+    options = _in_plain_pytorch(options)
     tagger = load(network, checkpoint, data_config, "cpu", **options)
     if getattr(tagger.model, "is_int8", False):
         raise UserError(f"{checkpoint} is in int8 already: export the weights it was made from.")
     jets = calibration_jets(tagger, calibration) if calibration else None
-    tables.writable_folder(Path(path).parent)
-    with tables.atomic(path) as partial, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing warns of what the tests check
+    tables.writable_folder(path.parent)
+    with (
+        tables.atomic(path) as partial,
+        tempfile.TemporaryDirectory() as folder,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # tracing warns of what is compared below
+        source = written = Path(folder) / "float32.onnx"
+        _export(tagger, network, source, options)
+        _compare(tagger, source, path)
         if int8:
-            with tempfile.TemporaryDirectory() as folder:
-                source = Path(folder) / "float32.onnx"
-                _export(tagger, network, source, options)
-                quantize(source, partial, jets)
-        else:
-            _export(tagger, network, partial, options)
+            written = Path(folder) / "int8.onnx"
+            quantize(source, written, jets)
+            _compare(tagger, written, path, largest=1)
+        partial.write_bytes(written.read_bytes())
+
+
+def _in_plain_pytorch(options):
+    """Options of a network whose attention the exporter can follow: it sees no kernel.
+
+    Raises
+    ------
+    UserError
+        If the backend is none.
+    """
+    if "attention" not in options:
+        return options
+    try:
+        check_backend(options["attention"])
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{error}.") from error
+    return {**options, "attention": "reference"}
 
 
 def _export(tagger, network, path, options):
-    model, info = network_module(network).get_model(
-        tagger.data_config, for_inference=True, **options
+    model, info = repository.build_network(
+        network, tagger.data_config, **{**options, "for_inference": True}
     )
     model.load_state_dict(tagger.model.state_dict())
     # Two jets of more than one particle: sizes of 1 would become constants.
@@ -88,6 +117,68 @@ def _export(tagger, network, path, options):
         opset_version=OPSET,
         dynamo=False,
     )
+
+
+@torch.inference_mode()
+def _compare(tagger, source, path, largest=LARGEST_DIFFERENCE):
+    """Let onnxruntime give the scores of PyTorch for embedded jets, of any number and length.
+
+    Parameters
+    ----------
+    tagger : jetzoo.tagger.Tagger
+    source, path : Path
+        The file, and its name in the message.
+    largest : float
+        Difference of a probability.
+
+    Raises
+    ------
+    UserError
+        If it does not, or the file lacks inputs of the data config.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(source), providers=["CPUExecutionProvider"])
+    names = [x.name for x in session.get_inputs()]
+    if names != list(tagger.data_config.input_names):
+        raise UserError(f"{path} is not written: it would have no inputs but {', '.join(names)}.")
+    jets = _embedded_jets(tagger.data_config)
+    for batch in BATCHES:
+        for length in LENGTHS:
+            for repeats in (True, False):
+                some = {name: x[:batch, :, :length] for name, x in jets.items()}
+                mask = next((x for name, x in some.items() if name.endswith("_mask")), 1)
+                inputs = [x if repeats else x * mask for x in some.values()]
+                expected = tagger.model(*map(torch.from_numpy, inputs)).softmax(1).numpy()
+                try:
+                    (found,) = session.run(None, dict(zip(names, inputs, strict=True)))
+                except Exception as error:  # onnxruntime has a class for each reason
+                    raise UserError(
+                        f"{path} is not written: onnxruntime cannot run it on {batch} jets of "
+                        f"{length} particles."
+                    ) from error
+                difference = np.abs(found - expected).max()
+                if not difference <= largest:
+                    raise UserError(
+                        f"{path} is not written: onnxruntime and PyTorch differ by {difference:.2g}"
+                        f" on {batch} jets of {length} particles."
+                    )
+
+
+def _embedded_jets(config):
+    """Embedded jets as the inputs of any data config, padded with repeated particles.
+
+    Features that quark and gluon jets do not have repeat those that they have.
+    """
+    sample = data_configs.Inputs(data_configs.read("QuarkGluon/qg_kin"))
+    table = tables.read(repository.sample_jets(), sample.branches)[: max(BATCHES)]
+    found = {name.split("_")[-1]: value for name, value in sample(table).items()}
+    jets = {}
+    for name, variables in config.input_dicts.items():
+        values = found.get(name.split("_")[-1], found["features"])
+        channels = np.arange(len(variables)) % values.shape[1]
+        jets[name] = np.ascontiguousarray(values[:, channels])
+    return jets
 
 
 def quantize(source, path, jets=None):

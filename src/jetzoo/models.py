@@ -6,12 +6,13 @@ never take the place of one of the project's.
 """
 
 import hashlib
+import io
 import json
 from pathlib import Path
 
 import torch
 
-from jetzoo import UserError, repository, tables
+from jetzoo import UserError, checkpoint, repository, tables
 from jetzoo.style import NAMES
 
 # The same files on two branches of their history; the git blob ids below decide.
@@ -77,14 +78,27 @@ def read_cards():
     -------
     dict of str to dict
         By name of the model; empty where there is no ``models.json``.
+
+    Raises
+    ------
+    UserError
+        If the file is damaged.
     """
     path = repository.models() / "models.json"
     try:
-        return json.loads(path.read_text())
+        cards = json.loads(path.read_text())
+        for card in cards.values():
+            texts = (card["network"], card["data_config"], card["sha256"])
+            numbers = (card["bytes"], card["metrics"]["auc"])
+            if not all(isinstance(x, str) for x in texts):
+                raise TypeError("a name is no text")
+            if not all(isinstance(x, (int, float)) for x in numbers):
+                raise TypeError("a size or an AUC is no number")
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}.") from error
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {repository.reason(error)}.") from error
+    return cards
 
 
 def add(run):
@@ -109,28 +123,35 @@ def add(run):
     try:
         record = json.loads((run / "run.json").read_text())
         metrics = json.loads((run / "metrics.json").read_text())
-        state = torch.load(run / "net.pt", map_location="cpu", weights_only=True)
+        state = checkpoint.read(run / "net.pt")
+        name, card = card_name(record), _card(record, metrics)
+        content = io.BytesIO()
+        torch.save({key: half(value) for key, value in state.items()}, content)
     except OSError as error:
         raise UserError(f"{run} is not a finished run: there is no {error.filename}.") from error
-    name = card_name(record)
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        raise UserError(f"{run} is damaged: {repository.reason(error)}.") from error
     path = _own_folder() / f"{name}.pt"
     with tables.atomic(path) as partial:
-        torch.save({key: half(value) for key, value in state.items()}, partial)
-    card = {
-        "network": record["model"],
-        "data_config": f"{record['dataset']}/{CONFIGS[record['dataset']]}_{record['features']}",
-        **{key: record[key] for key in ("seed", "command", "jets", "budget", "seconds", "machine")},
-        "metrics": {key: metrics[key] for key in ("accuracy", "accuracy_error", "auc")},
-        "rejections": metrics["rejections"],
-        "bytes": path.stat().st_size,
-        "sha256": sha256(path),
-    }
+        partial.write_bytes(content.getbuffer())
+    card |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
     cards = dict(sorted({**read_cards(), name: card}.items()))
     with tables.atomic(path.with_name("models.json")) as partial:
         partial.write_text(json.dumps(cards, indent=1) + "\n")
     with tables.atomic(path.with_name("README.md")) as partial:
         partial.write_text(render(cards))
     return path
+
+
+def _card(record, metrics):
+    """The card of a run, but for its file."""
+    return {
+        "network": record["model"],
+        "data_config": f"{record['dataset']}/{CONFIGS[record['dataset']]}_{record['features']}",
+        **{key: record[key] for key in ("seed", "command", "jets", "budget", "seconds", "machine")},
+        "metrics": {key: metrics[key] for key in ("accuracy", "accuracy_error", "auc")},
+        "rejections": metrics["rejections"],
+    }
 
 
 def _own_folder():

@@ -186,11 +186,54 @@ def network_module(name_or_path):
             spec.loader.exec_module(module)
     except UserError:
         raise
-    except Exception as error:  # whatever the code of a user raises
-        reason = str(error).split("\n")[0]
-        raise UserError(
-            f"{path} cannot be imported as a network file: {type(error).__name__}: {reason}"
-        ) from error
+    except (Exception, SystemExit) as error:  # whatever the code of a user raises
+        raise UserError(f"{path} cannot be imported as a network file: {reason(error)}.") from error
     if not callable(getattr(module, "get_model", None)):
         raise UserError(f"{path} is not a network file of weaver: it defines no get_model.")
     return module
+
+
+def build_network(name_or_path, config, **options):
+    """Construct a network, with weights as they are before a training.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        See :func:`network_module`.
+    config : weaver.utils.data.config.DataConfig
+    **options
+        The ``--network-option`` pairs.
+
+    Returns
+    -------
+    model : torch.nn.Module
+    info : dict
+        See :func:`jetzoo.plugin.model_info`.
+
+    Raises
+    ------
+    UserError
+        As :func:`network_module`, or if the network cannot be built with these options.
+    """
+    module = network_module(name_or_path)
+    try:
+        model, info = module.get_model(config, **options)
+        model.state_dict()
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever the code of a user raises
+        if isinstance(error, ValueError) and any(name in str(error) for name in options):
+            raise UserError(reason(error, named=False) + ".") from error
+        given = ", ".join(f"{key} {value!r}" for key, value in options.items())
+        raise UserError(
+            f"{Path(name_or_path).stem} cannot be built"
+            f"{f' with the option {given}' if given else ''}: {reason(error)}."
+        ) from error
+    return model, info
+
+
+def reason(error, named=True):
+    """The first line of what an exception says, after its type if it is to be named."""
+    text = next(iter(str(error).strip().splitlines()), "").rstrip(".")
+    name = type(error).__name__
+    return ": ".join(filter(None, [name if named or not text else "", text]))

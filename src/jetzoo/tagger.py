@@ -1,6 +1,7 @@
 """Trained networks in Python: loading one, and tagging jets and files of jets."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import awkward as ak
 import numpy as np
@@ -12,12 +13,13 @@ from jetzoo import UserError, models, tables
 from .acceleration import accelerate, lower
 from .checkpoint import load_weights
 from .checkpoint import read as read_checkpoint
-from .data_config import Inputs, add_variables, dependencies
+from .data_config import Inputs, add_variables, dependencies, finite
 from .data_config import read as read_data_config
 from .int8 import file as int8_file
 from .int8.quantize import check_device
+from .jets import true_labels
 from .metrics.predictions import write_predictions
-from .repository import network_module
+from .repository import build_network, reason
 
 
 def load(network, checkpoint=None, data_config=None, device=None, fast=False, **options):
@@ -59,7 +61,7 @@ def load(network, checkpoint=None, data_config=None, device=None, fast=False, **
     network, checkpoint, data_config = resolve(network, checkpoint, data_config)
     content = read_checkpoint(checkpoint)
     if "format" in content:
-        check_device(device or "cpu")
+        check_device(known_device(device or "cpu"))
         model, config = int8_file.read(content, checkpoint, network, data_config, options)
         return Tagger(lower(model), config)
     tagger = untrained(network, data_config, device, **options)
@@ -104,17 +106,49 @@ def untrained(network, data_config, device=None, **options):
     if "for_inference" in options:
         raise UserError("for_inference is for export; a Tagger turns logits into scores itself.")
     config = read_data_config(data_config)
-    try:
-        model, _ = network_module(network).get_model(config, **options)
-    except ValueError as error:
-        raise UserError(str(error)) from error
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = usable_device(device)
+    model, _ = build_network(network, config, **options)
+    tagger = Tagger(model, config, device)
+    if options:
+        _try(tagger, network, options)
+    return tagger
+
+
+def known_device(device):
+    """The device of a name, or a :class:`jetzoo.UserError`."""
     try:
-        return Tagger(model, config, device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"The device {device!r} cannot be used: {reason}") from error
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"The device {device!r} cannot be used: {reason(error)}.") from error
+
+
+def usable_device(device):
+    """The device of a name, or a :class:`jetzoo.UserError` if nothing can be computed there."""
+    known = known_device(device)
+    try:
+        torch.zeros(1, device=known).add(1).item()
+    except (RuntimeError, AssertionError) as error:  # 'meta' has no numbers
+        raise UserError(f"The device {device!r} cannot be used: {reason(error)}.") from error
+    return known
+
+
+@torch.inference_mode()
+def _try(tagger, network, options):
+    """Run a network on one jet, because some options fail only then, such as a backend for GPUs."""
+    shapes = tagger.data_config.input_shapes.values()
+    inputs = [torch.ones(1, *(x or 2 for x in shape[1:-1]), 2) for shape in shapes]
+    try:
+        out = tagger.model(*(x.to(tagger.device) for x in inputs))
+    except Exception as error:
+        given = ", ".join(f"{key} {value!r}" for key, value in options.items())
+        raise UserError(
+            f"{Path(network).stem} cannot run on {tagger.device} with the option {given}: "
+            f"{reason(error)}."
+        ) from error
+    if tuple(out.shape) != (1, len(tagger.classes)):
+        raise UserError(f"{Path(network).stem} gives no score for each class.")
 
 
 class Tagger:
@@ -157,14 +191,23 @@ class Tagger:
         -------
         dict of ndarray, float32, (num_jets, num_variables, length)
             One entry per input group: ``pf_points``, ``pf_features``, ``pf_vectors``, ``pf_mask``.
-            Particles beyond ``length`` are dropped.
+            Particles beyond ``length`` are dropped. weaver makes numbers of NaN and infinite ones;
+            :meth:`predict` does not give scores to such jets.
 
         Raises
         ------
         UserError
-            If branches are missing; the message names them.
+            If branches are missing, or do not hold one number for each jet or each of its
+            particles; the message names them.
         """
         return self._inputs(jets)
+
+    def columns(self, jets):
+        """The raw branches of jets that the network needs, checked.
+
+        See :meth:`jetzoo.data_config.Inputs.columns`.
+        """
+        return self._inputs.columns(jets)
 
     @torch.inference_mode()
     def predict(self, jets, batch_size=512, progress=None):
@@ -181,18 +224,44 @@ class Tagger:
         Returns
         -------
         ndarray, float32, (num_jets, num_classes)
-            Probabilities, in the order of ``classes``.
+            Probabilities, in the order of ``classes``. NaN for jets with a value that is NaN or
+            infinite.
+
+        Raises
+        ------
+        UserError
+            As :meth:`inputs`.
         """
+        columns = self.columns(jets)
         scores = [np.empty((0, len(self.classes)), np.float32)]
-        for start in range(0, len(jets), batch_size):
-            inputs = self.inputs(jets[start : start + batch_size])
-            logits = self.model(*(torch.from_numpy(x).to(self.device) for x in inputs.values()))
+        for start in range(0, len(columns), batch_size):
+            part = columns[start : start + batch_size]
+            inputs = self.inputs(part).values()
+            logits = self.model(*(torch.from_numpy(x).to(self.device) for x in inputs))
             scores.append(logits.float().softmax(dim=1).numpy(force=True))
+            scores[-1][~finite(part)] = np.nan
             if progress is not None:
                 progress.update(len(scores[-1]))
         return np.concatenate(scores)
 
     __call__ = predict
+
+
+class Predicted(NamedTuple):
+    """What :func:`predict_files` has done.
+
+    Attributes
+    ----------
+    num_jets : int
+    num_bad : int
+        Jets whose scores are NaN, because some of their values are NaN or infinite.
+    has_labels : bool
+        False if the files lack the branches of the labels, so that only scores were written.
+    """
+
+    num_jets: int
+    num_bad: int
+    has_labels: bool
 
 
 def predict_files(tagger, files, output, batch_size=512):
@@ -211,15 +280,16 @@ def predict_files(tagger, files, output, batch_size=512):
 
     Returns
     -------
-    has_labels : bool
-        False if the files lack the branches of the labels, so that only scores were written.
+    Predicted
 
     Raises
     ------
     UserError
-        If a file cannot be read or misses branches, before anything is computed.
+        If a file cannot be read or misses branches, or the output cannot be written, before
+        anything is computed; or if branches do not hold what the data config takes, or labels are
+        none of its classes. The message names file and branch.
     """
-    output = tables.check_format(output)
+    output = tables.check_output(tables.check_format(output), files)
     config = tagger.data_config
     total, common = 0, None
     for path in files:
@@ -233,24 +303,25 @@ def predict_files(tagger, files, output, batch_size=512):
         raise UserError("There are no jets to tag in the files.")
     tables.writable_folder(output.parent)
 
-    (label,) = config.label_names
-    extra = [
-        name
-        for name in (label, *config.observer_names)
-        if dependencies(config, [name])[0] <= common
-    ]
+    label_branches = dependencies(config, config.label_names)[0]
+    has_labels = label_branches <= common
+    extra = [x for x in config.observer_names if dependencies(config, [x])[0] <= common]
     branches, new_variables = dependencies(config, extra)
-    scores, columns = [], {name: [] for name in extra}
+    wanted = tagger.branches | branches | (label_branches if has_labels else set())
+    scores, labels, columns = [], [], {name: [] for name in extra}
     with tqdm(total=total, unit="jet", desc="predict") as progress:
         for path in files:
-            jets = tables.read(path, tagger.branches | branches, config.treename)
-            scores.append(tagger.predict(jets, batch_size, progress))
-            jets = add_variables(jets[sorted(branches)], new_variables) if extra else jets
+            jets = tables.read(path, wanted, config.treename)
+            with tables.about(path):
+                if has_labels:
+                    labels.append(true_labels(tagger, jets))
+                scores.append(tagger.predict(jets, batch_size, progress))
+                jets = add_variables(jets[sorted(branches)], new_variables) if extra else jets
             for name in extra:
                 columns[name].append(jets[name])
+    scores = np.concatenate(scores)
     columns = {name: ak.concatenate(chunks) for name, chunks in columns.items()}
-    labels = columns.pop(label, None)
-    if labels is not None:
-        labels = labels.to_numpy()
-    write_predictions(output, tagger.classes, np.concatenate(scores), labels, columns)
-    return labels is not None
+    write_predictions(
+        output, tagger.classes, scores, np.concatenate(labels) if has_labels else None, columns
+    )
+    return Predicted(total, int(np.isnan(scores).any(axis=1).sum()), has_labels)

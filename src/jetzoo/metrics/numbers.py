@@ -6,6 +6,8 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from jetzoo import UserError
 
+from .predictions import check_labels
+
 QCD = "label_QCD"
 
 # Signal efficiencies of the published JetClass rejections that are not 50% (arXiv:2202.03772).
@@ -101,9 +103,7 @@ def checked(labels, scores, classes):
         raise UserError(f"{bad} of {len(labels)} jets have scores that are NaN or infinite.")
     if scores.min() < 0 or not np.allclose(1, scores.sum(axis=1)):
         raise UserError("The scores are not probabilities: they must add up to 1 for every jet.")
-    if labels.min() < 0 or labels.max() >= len(classes):
-        raise UserError(f"Labels must lie between 0 and {len(classes) - 1}.")
-    return labels.astype(np.int64), scores
+    return check_labels(labels, len(classes)), scores
 
 
 def _auc(labels, scores):

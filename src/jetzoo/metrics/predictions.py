@@ -27,7 +27,8 @@ def read_predictions(files, classes=None):
     Raises
     ------
     UserError
-        If a file is not weaver's, has no truth labels, or does not fit the other files.
+        If a file is not weaver's, has no truth labels or such as are no classes, or does not fit
+        the other files.
     """
     all_labels, all_scores, found = [], [], None
     for path in files:
@@ -42,10 +43,13 @@ def read_predictions(files, classes=None):
             raise UserError(f"{path} has no branch _label_: the truth of these jets is unknown.")
         columns = [f"score_{name}" for name in names] or ["scores"]
         table = tables.read(path, [*columns, "_label_"])
-        if names:
-            scores = np.stack([table[column].to_numpy() for column in columns], axis=1)
-        else:
-            scores = table["scores"].to_numpy()
+        with tables.about(path):
+            labels = _numbers(table["_label_"], "_label_", 1)
+            if names:
+                scores = np.stack([_numbers(table[name], name, 1) for name in columns], axis=1)
+            else:
+                scores = _numbers(table["scores"], "scores", 2)
+        if not names:
             names = classes or [f"class_{i}" for i in range(scores.shape[1])]
             if len(names) != scores.shape[1]:
                 raise UserError(
@@ -57,9 +61,48 @@ def read_predictions(files, classes=None):
             raise UserError(
                 f"{path} has the classes {', '.join(names)}, {files[0]} has {', '.join(found)}."
             )
-        all_labels.append(table["_label_"].to_numpy())
+        with tables.about(path):
+            all_labels.append(check_labels(labels, len(names)))
         all_scores.append(scores)
     return np.concatenate(all_labels), np.concatenate(all_scores), found
+
+
+def _numbers(column, name, ndim):
+    """A branch as an array of one or two axes, or a :class:`jetzoo.UserError`."""
+    try:
+        values = ak.to_numpy(column, allow_missing=False)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"Branch {name} lacks values, or is no table of numbers.") from error
+    if values.dtype.kind not in "biuf" or values.ndim != ndim:
+        raise UserError(f"Branch {name} holds {column.type.content}, not numbers.")
+    return values
+
+
+def check_labels(labels, num_classes):
+    """The true classes of jets as integers.
+
+    Parameters
+    ----------
+    labels : ndarray, (num_jets,)
+    num_classes : int
+
+    Returns
+    -------
+    ndarray of int, (num_jets,)
+
+    Raises
+    ------
+    UserError
+        If one is not an index of a class: NaN, a fraction, negative or too large.
+    """
+    bad = ~np.isin(labels, np.arange(num_classes))
+    if bad.any():
+        first = int(bad.argmax())
+        raise UserError(
+            f"Labels must lie between 0 and {num_classes - 1}, whole numbers; {bad.sum():,} of "
+            f"{len(labels):,} do not, of which the first is {labels[first]} of jet {first}."
+        )
+    return labels.astype(np.int64)
 
 
 def write_predictions(path, classes, scores, labels=None, observers=None):
