@@ -146,7 +146,7 @@ def measure(args):
 
 def looks(labels):
     """Colour and line style of each label, by the group that it belongs to."""
-    found = {}
+    labels, found = list(labels), {}
     for style, group in LINES.items():
         for label, colour in colours(x for x in labels if x in group).items():
             found[label] = colour, style
