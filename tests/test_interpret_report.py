@@ -274,26 +274,22 @@ def changed(jets, folder, **columns):
     return path
 
 
-def test_jets_that_are_not_finite_are_left_out(tmp_path, capsys, jets):
-    path = checkpoint(tmp_path)
+def test_jets_that_are_not_finite_are_left_out(tagger, tmp_path, capsys, jets):
     momenta = jets["part_px"].to_list()
     momenta[0][3], momenta[4][0] = np.inf, np.nan
     file = changed(jets, tmp_path, part_px=momenta)
-    assert attention("ParT", path, tmp_path / "some", data=file) == 0
-    assert "2 of 8 jets have NaN or infinite inputs: they are left out" in (
-        " ".join(capsys.readouterr().out.split())
-    )
-    some = json.loads((tmp_path / "some" / "measures.json").read_text())
+    some = interpret.explain(tagger, "ParT", [file], **OPTIONS["ParT"])
+    assert "2 of 8 jets have NaN or infinite inputs: they are left out." in some.notes
     good = changed(jets[[1, 2, 3, 5, 6, 7]], tmp_path)
-    assert attention("ParT", path, tmp_path / "good", data=good) == 0
-    expected = json.loads((tmp_path / "good" / "measures.json").read_text())
-    assert some["num_jets"] == expected["num_jets"] == 6
-    assert some["weights"] == expected["weights"]
-    assert some["summary"] == pytest.approx(expected["summary"], rel=1e-5)
-    drawn = {p.name for p in (tmp_path / "some").glob("jet*_maps.png")}
-    assert drawn == {"jet2_maps.png", "jet5_maps.png"}  # as the files count them
+    expected = interpret.explain(tagger, "ParT", [good], **OPTIONS["ParT"])
+    assert some.study.num_jets == expected.study.num_jets == 6
+    np.testing.assert_array_equal(some.study.histogram, expected.study.histogram)
+    np.testing.assert_allclose(some.study.rows["entropy"], expected.study.rows["entropy"], 1e-5)
+    assert [d.index for d in some.study.drawn] == [2, 5]  # as the files count them
+    assert [d.index for d in expected.study.drawn] == [1, 3]
 
     file = changed(jets, tmp_path, part_px=ak.ones_like(jets["part_px"]) * np.inf)
+    path = checkpoint(tmp_path)
     assert attention("ParT", path, tmp_path / "none", "--jets", "0,", data=file) == 2
     assert "All jets have particles with inputs that are NaN" in capsys.readouterr().err
 

@@ -13,13 +13,14 @@ def restored():
     """Put back random states, PyTorch's number of threads and log levels at the end.
 
     The random states are those of Python, of NumPy's global generator, and of PyTorch on the CPU
-    and on all GPUs. They are put back after an error, too.
+    and on the GPUs if these are in use. All are put back after an error, too.
     """
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what weaver uses
     threads = torch.get_num_threads()
     levels = {logger: logger.level for logger in _loggers()}
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=list(gpus)):
             yield
     finally:
         random.setstate(python)

@@ -1,4 +1,4 @@
-"""The forms of a network that can be put side by side, by name."""
+"""Configurations: the forms of a network that can be put side by side, by name."""
 
 import copy
 
@@ -37,7 +37,7 @@ class WeaverNetwork(nn.Module):
     Raises
     ------
     UserError
-        If the weights are not those of a ParT or a ParticleNet of the published size.
+        If the weights are not those of a ParT or ParticleNet of the published size.
     """
 
     def __init__(self, model):
@@ -86,7 +86,7 @@ class WeaverNetwork(nn.Module):
 
 
 def check_names(names, trains):
-    """Raise a :class:`jetzoo.UserError` unless all names are known and do what is asked."""
+    """Raise a :class:`jetzoo.UserError` unless all configurations are known and can do it."""
     for name in names:
         if name not in CONFIGURATIONS:
             raise UserError(

@@ -21,7 +21,7 @@ class Loading:
     rates: dict
 
     def balance(self, consumed, in_memory):
-        """Smallest number of workers that deliver what a network consumes.
+        """Find the smallest number of workers that deliver what a network consumes.
 
         Parameters
         ----------
@@ -32,7 +32,7 @@ class Loading:
         Returns
         -------
         int
-            Beyond those measured, in proportion to one worker.
+            Beyond the measured numbers it is extrapolated in proportion.
         """
         for workers in WORKERS[1:]:
             if self.rates[in_memory, workers] >= consumed:
@@ -41,7 +41,7 @@ class Loading:
         return math.ceil(consumed / best)
 
     def sentence(self, what, consumed, in_memory):
-        """What is the bottleneck, in words.
+        """Say what the bottleneck is.
 
         Parameters
         ----------
@@ -107,7 +107,7 @@ def measure(files, data_config, batch_size, seconds=1.0):
             prefetch_factor=PREFETCH if workers else None,
         )
         batches = iter(loader)
-        for _ in range(1 + PREFETCH * workers):  # what waits already tells nothing about the speed
+        for _ in range(1 + PREFETCH * workers):  # batches that wait already tell nothing
             next(batches)
         start, count = time.perf_counter(), 0
         while time.perf_counter() - start < seconds:

@@ -25,7 +25,7 @@ def _integer_product(a, b, out_shape=None, **kwargs):
     return 2 * a[0] * a[1] * b[1]
 
 
-# What PyTorch's counter leaves out.
+# Operations that PyTorch's counter leaves out.
 FLOP_FORMULAS = {
     aten._scaled_dot_product_flash_attention_for_cpu: _fused_attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _fused_attention_backward,
@@ -36,7 +36,7 @@ PACKAGES = ("torch", "weaver-core", "triton", "onnxruntime", "flash-attn", "mamb
 
 
 def machine_stamp(device="cpu"):
-    """What a measurement was taken on; the columns that every benchmark's CSV repeats.
+    """Describe what a measurement was taken on, in columns that the CSV of every benchmark has.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def synchronize(device):
 def interleaved(functions, repeats=5, warmup=1, device="cpu"):
     """Time functions against each other, one call of each in turn.
 
-    Whatever else the machine does then slows all of them alike.
+    What else the machine does meanwhile slows all of them alike.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def interleaved(functions, repeats=5, warmup=1, device="cpu"):
 
 
 def median_and_spread(seconds):
-    """Median of timings, and their interquartile range over the median.
+    """Compute the median of timings, and their interquartile range over the median.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ def median_and_spread(seconds):
 
 
 def peak_memory(function, device="cpu"):
-    """Most bytes of tensors that a call holds at once, beyond what is held before it.
+    """Measure the most bytes of tensors that a call holds at once, beyond those held before it.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ def peak_memory(function, device="cpu"):
 
 
 def saved_bytes(function):
-    """Bytes that autograd keeps for the backward pass of a call, parameters not counted.
+    """Count the bytes that autograd keeps for the backward pass of a call, but for parameters.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ def saved_bytes(function):
 
 
 def flops(function):
-    """Floating point operations of the matrix products of a call, those of attention included.
+    """Count the floating point operations of the matrix products and attentions of a call.
 
     Parameters
     ----------
@@ -203,7 +203,7 @@ def flops(function):
 
 
 def machine_peak(device="cpu", dtype=torch.float32):
-    """What the machine can do: a large matrix product and a large copy, timed.
+    """Measure what the machine can do at best, by a large matrix product and a large copy.
 
     Parameters
     ----------
@@ -213,7 +213,7 @@ def machine_peak(device="cpu", dtype=torch.float32):
     Returns
     -------
     flops_per_second, bytes_per_second : float
-        The copy counts what is read and what is written.
+        The bytes of the copy are those read and those written.
     """
     size = 8192 if torch.device(device).type == "cuda" else 2048
     a = torch.randn(size, size, device=device, dtype=dtype)
@@ -230,7 +230,7 @@ def machine_peak(device="cpu", dtype=torch.float32):
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds the time of a piece of work on a machine.
+    """Rates of a machine, which bound the time of a piece of work.
 
     Attributes
     ----------
@@ -241,7 +241,7 @@ class Limits:
     cache : float
         Of a copy that stays in the cache, bytes/s.
     call : float
-        Of one operation on next to no data, s.
+        Of one operation on hardly any data, s.
     """
 
     flops: float
