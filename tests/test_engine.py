@@ -14,7 +14,7 @@ from jets import make_jets, repad
 from weaver.nn.model.ParticleTransformer import ParticleTransformer as StockParT
 from weaver.utils.data.config import DataConfig
 from weaver.utils.dataset import SimpleIterDataset
-from zoo import CONFIG, GRAPH, SMALL, UNBIASED, build, stir, without_kernels
+from zoo import CONFIG, GRAPH, SMALL, UNBIASED, build, rounded, stir, without_kernels
 
 import jetzoo
 from jetzoo import cli, native
@@ -182,8 +182,9 @@ def test_half_precision_is_close(data_config):
     jets = make_jets((40, 7, 61, 1, 18))
     with torch.no_grad():
         expected = model(*jets)
+        least = (rounded(model)(*jets) - expected).abs().max()
     logits = jetzoo.accelerate(model, "bf16")(*jets)
-    assert 0 < (logits - expected).abs().max() < 0.1
+    assert 0 < (logits - expected).abs().max() < 5 * least
 
 
 def test_unknown_precision(data_config):
@@ -230,9 +231,9 @@ def test_real_jets_against_weaver(real_data):
     data = np.load(real_data / "jetclass_tops_100.npz")
     names = ("pf_points", "pf_features_kin", "pf_vectors", "pf_mask")
     jets = [torch.from_numpy(data[name].astype("float32")) for name in names]
-    with torch.no_grad():
-        expected = stock_part(model, 7, 10)(*jets[1:])
-    torch.testing.assert_close(jetzoo.accelerate(model)(*jets), expected, atol=1e-4, rtol=0)
+    with torch.no_grad():  # in float32, weaver itself is off by 2e-3 on nearly collinear particles
+        expected = stock_part(model, 7, 10).double()(*(x.double() for x in jets[1:])).float()
+    torch.testing.assert_close(jetzoo.accelerate(model)(*jets), expected, atol=2e-5, rtol=0)
 
 
 @pytest.fixture

@@ -135,13 +135,15 @@ def test_observers():
 @torch.no_grad()
 @pytest.mark.parametrize("method", METHODS)
 def test_networks_are_close_and_come_back_from_a_file(name, model, data_config, method, tmp_path):
-    jets = make_jets((40, 7, 61, 1, 18, 0, 30))
+    jets = make_jets((0, *np.random.default_rng(5).integers(1, 60, 60)))
     expected = model(*jets)
     fast = jetzoo.accelerate(model, "int8", calibration=jets_to_calibrate(), method=method)
     logits = fast(*jets)
     assert logits.shape == expected.shape and logits.dtype == torch.float32
-    difference = (logits - expected).abs().max()
-    assert 0 < difference < 0.25 * max(expected.std(), 0.2)
+    # Over the spread from jet to jet, which is small with random weights; that of unrelated
+    # logits is 1.4.
+    error = ((logits - expected).square().mean(0).sqrt() / expected[1:].std(0)).max()
+    assert 0 < error < (0.12 if method == "weight-only" else 0.5)
     assert not logits.is_inference()
 
     path = tmp_path / "int8.pt"

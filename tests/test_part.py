@@ -89,9 +89,12 @@ def test_logits_are_weavers_on_real_jets(data_config, real_data, trim):
     jets = [torch.from_numpy(data[name]) for name in names]
     model, weaver = make_part(data_config), Published(trim=trim).eval()
     weaver.load_state_dict(model.state_dict(), strict=True)
-    expected = weaver(*jets)
+    theirs = weaver(*jets)
+    expected = weaver.double()(*(x.double() for x in jets)).float()
     assert expected.std() > 0.1
-    torch.testing.assert_close(model(*jets), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(model(*jets), expected, atol=2e-5, rtol=0)
+    # In float32 the mass of nearly collinear particles is rounding noise to weaver.
+    assert 2e-5 < (theirs - expected).abs().max() < 0.01
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """Networks to test with: those of `networks/` by name, small ones, and one written to a file."""
 
+import copy
+
 import torch
 from weaver.utils.data.config import DataConfig
 
@@ -72,6 +74,16 @@ def stir(model):
             if parameter.ndim == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
     return model
+
+
+def rounded(model, dtype=torch.bfloat16):
+    """A copy whose matrices are rounded to half precision: the least that computing in it costs."""
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(parameter.to(dtype))
+    return twin
 
 
 def write_network(folder):
