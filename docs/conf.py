@@ -114,18 +114,18 @@ def find_reference(app, env, node, contnode):
     """
     module, target = node.get("py:module") or "", node["reftarget"]
     objects = env.domains.python_domain.objects
-    found = None
-    for name in (f"{module}.{node.get('py:class')}.{target}", f"{module}.{target}", target):
+    package = module.rpartition(".")[0]
+    scopes = (f"{module}.{node.get('py:class')}.", f"{module}.", f"{package}.", "")
+    candidates = []
+    for name in (f"{scope}{target}" for scope in scopes):
         value = pydoc.locate(name) if name.startswith("jetzoo.") else None
-        if value is not None and found is None:
+        if value is not None:
             defined = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
-            found = next(
-                (x for x in (defined, name, name.rpartition(".")[0]) if x in objects), None
-            )
-    if found is None and module:
+            candidates += [defined, name, name.rpartition(".")[0]]
+    if module:
         package = ".".join(module.split(".")[:2])
-        near = (x for x in objects if x.startswith(package) and x.endswith(f".{target}"))
-        found = next(near, None)
+        candidates += (x for x in objects if x.startswith(package) and x.endswith(f".{target}"))
+    found = next((x for x in candidates if x in objects), None)
     if found is None:
         return None
     entry = objects[found]

@@ -65,6 +65,11 @@ def test_readme_is_one_page():
     assert len(README.read_text().splitlines()) <= 200
 
 
+def test_version_of_the_citation():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert re.search("^version: (.*)$", citation, re.M)[1] == jetzoo.__version__
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links(page):
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
@@ -166,7 +171,7 @@ def test_tutorial(monkeypatch):
 def test_site_builds_without_a_warning(tmp_path):
     """Broken links and references are warnings, which are errors."""
     pytest.importorskip("myst_nb", reason="the site needs the extra docs")
-    options = "-W --keep-going -n -D nb_execution_mode=off".split()
+    options = ["-W", "--keep-going", "-n", "-D", "nb_execution_mode=off"]
     done = subprocess.run(
         [sys.executable, "-m", "sphinx", *options, DOCS, tmp_path / "html"],
         capture_output=True,
