@@ -274,7 +274,9 @@ def test_figures_show_the_numbers():
         Row("blocks.0.attn", "Attention", 1, 0.03, operations=5, kind="attention"),
     ]
     found = [
-        runs.Run(name, "inference", False, 10, seconds, 0.1, 1.1, rows, trace(step_of()), LIMITS)
+        runs.ProfileRun(
+            name, "inference", False, 10, seconds, 0.1, 1.1, rows, trace(step_of()), LIMITS
+        )
         for name, seconds in (("base", 0.04), ("fast", 0.02))
     ]
     colours = figures.kind_colours(found)

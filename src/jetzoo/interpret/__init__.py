@@ -14,7 +14,7 @@ Examples
 from . import counterparts, figures, measures
 from .ablation import Ablation, ablate, ablations, smallest_k
 from .recorder import Record, record, replaced
-from .report import Report, explain
+from .report import AttentionReport, explain
 from .sample import Batch, batches, read_jets
 from .studies import Study, look, study
 
@@ -22,7 +22,7 @@ __all__ = [
     "Ablation",
     "Batch",
     "Record",
-    "Report",
+    "AttentionReport",
     "Study",
     "ablate",
     "ablations",

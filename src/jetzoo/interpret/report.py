@@ -18,7 +18,7 @@ from .summary import ablation_lines, as_json, measure_rows, summary, top_k_sente
 
 
 @dataclass
-class Report:
+class AttentionReport:
     """The result of :func:`explain`: the study, the ablations if asked for, and the figures.
 
     Attributes
@@ -126,7 +126,7 @@ def explain(
 
     Returns
     -------
-    Report
+    AttentionReport
 
     Raises
     ------
@@ -165,7 +165,7 @@ def explain(
         "num_jets_per_class": found.num_per_class,
     }
     panels = study_panels(tagger.model, found, results)
-    return Report(about, found, results, panels, notes)
+    return AttentionReport(about, found, results, panels, notes)
 
 
 def _finite_jets(tagger, sample, selection):

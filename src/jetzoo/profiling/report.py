@@ -29,14 +29,14 @@ TERMINAL = ("module", "time [ms]", "share", "FLOP/byte", "GFLOP/s", "GB/s", "bou
 
 
 @dataclass
-class Report:
+class ProfileReport:
     """The result of :func:`profile`.
 
     Attributes
     ----------
     about : dict
         Network, data, number of jets and machine.
-    runs : list of Run
+    runs : list of ProfileRun
     loading : Loading or None
     notes : list of str
         Sentences on what is not as asked for.
@@ -243,7 +243,7 @@ def profile(
 
     Returns
     -------
-    Report
+    ProfileReport
 
     Raises
     ------
@@ -288,7 +288,7 @@ def profile(
         "jets": len(jets),
         "machine": machine_stamp(tagger.device),
     }
-    return Report(about, runs, found, notes)
+    return ProfileReport(about, runs, found, notes)
 
 
 def read_batch(tagger, files, count):

@@ -23,7 +23,7 @@ WARM_UP = 2
 
 
 @dataclass
-class Run:
+class ProfileRun:
     """One configuration in one mode, measured.
 
     Attributes
@@ -92,7 +92,7 @@ def run_all(steps, repeats):
 
     Returns
     -------
-    list of Run
+    list of ProfileRun
     """
     measured = measure(steps, repeats)
     limits = {}
@@ -108,7 +108,7 @@ def run_all(steps, repeats):
         with single_thread() if threaded else contextlib.nullcontext():
             traced = trace(step)
         runs.append(
-            Run(
+            ProfileRun(
                 name=name,
                 mode=mode,
                 bf16=step.bf16,

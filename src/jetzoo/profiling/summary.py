@@ -76,7 +76,7 @@ def kind_rows(runs, machine):
 
     Parameters
     ----------
-    runs : list of Run
+    runs : list of ProfileRun
     machine : dict of str
         See :func:`jetzoo.profiling.machine_stamp`.
     """
