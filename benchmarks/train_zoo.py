@@ -96,7 +96,7 @@ SETS = {
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """One training of a set."""
 
     name: str
@@ -145,7 +145,7 @@ def plan(name, only=None, seeds=None, **changes):
 
     Returns
     -------
-    list of Run
+    list of TrainingRun
 
     Raises
     ------
@@ -158,7 +158,7 @@ def plan(name, only=None, seeds=None, **changes):
             raise UserError(f"{name} has no {model}; its models are {', '.join(chosen.models)}.")
     budget = replace(chosen.budget, **{k: v for k, v in changes.items() if v is not None})
     return [
-        Run(name, model, seed, budget)
+        TrainingRun(name, model, seed, budget)
         for seed in seeds or (1, 2, 3)
         for model in only or chosen.models
         if seeds or seed == 1 or model in chosen.repeated
@@ -184,7 +184,7 @@ def train(run, out, bar, threads):
 
     Parameters
     ----------
-    run : Run
+    run : TrainingRun
     out : Path
     bar : tqdm.tqdm
         Advanced by one for each epoch.

@@ -33,13 +33,3 @@ def run(name, arguments):
 def new_seed(dropout_p):
     """Seed of what is dropped, from PyTorch's own generator."""
     return int(torch.randint(2**63 - 1, ())) if dropout_p else 0
-
-
-def __getattr__(name):
-    # Where these were before they moved to `chains` and `pairs`.
-    from . import chains, pairs
-
-    for module in (chains, pairs):
-        if name in module.__all__:
-            return getattr(module, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,8 @@ from torch import nn
 from ..attention import attention, check_backend
 from ..attention.jagged import packed_attention
 from ..modules import fusible, unmodified
-from ..native.training import add_norm, gelu_norm, layer_norm, scaled_add, usable
+from ..native.chains import add_norm, gelu_norm, layer_norm, scaled_add
+from ..native.training import usable
 from .pairs import PairBias
 
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..modules import fusible
-from ..native.training import gelu_norm, layer_norm
+from ..native.chains import gelu_norm, layer_norm
 
 
 def batch_norm(norm, x):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..modules import fusible
-from ..native.training import pair_mlp, takes_pairs
+from ..native.pairs import pair_mlp, takes_pairs
 from .kinematics import pair_features, particle_kinematics
 
 
@@ -67,7 +67,7 @@ class PairEmbed(nn.Module):
     """Pair interaction: an MLP on ln kT, ln z, ln dR and ln m2 gives one bias per attention head.
 
     Nothing of its hidden layers is kept for the backward pass: they are computed again (in C++ on a
-    CPU, see :func:`jetzoo.native.training.pair_mlp`). Without gradients and batch statistics, pairs
+    CPU, see :func:`jetzoo.native.pairs.pair_mlp`). Without gradients and batch statistics, pairs
     are computed in chunks. So what grows with the square of the number of particles is the input
     and the output.
 
