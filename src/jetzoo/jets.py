@@ -152,6 +152,8 @@ def true_labels(tagger, jets):
             table[name] = ak.fill_none(table[name], np.nan, axis=0)
         table = add_variables(table, variables | classes)
         flags = np.stack([np.asarray(table[name], np.float64) for name in classes], axis=1)
+        if flags.ndim != 2:
+            raise ValueError("a label is a list")
     except MISFITS as error:
         raise UserError(f"The label is one number for each jet: {names} holds others.") from error
     bad = ~np.isin(flags, (0, 1)).all(1) | (flags.sum(1) != 1)
