@@ -18,10 +18,10 @@ import awkward as ak
 import numpy as np
 import pandas  # noqa: F401 (otherwise pyarrow imports it in each child)
 
-from jetzoo.datasets import CATALOGUE, Archive, Dataset, convert, download
+from jetzoo.datasets import CATALOGUE, Archive, Dataset, convert, download, simulation
+from jetzoo.datasets.simulation import generate
 from jetzoo.datasets.transfer import md5
 from jetzoo.schema import jets_table
-from jetzoo.simulate import generate, production
 
 KILLED = 9
 
@@ -73,7 +73,7 @@ def use_toy():
     """Add the toy generator to this process."""
     sys.modules["toy_generator"] = ToyGenerator()
     CATALOGUE["Toy"] = TOY
-    production.ProcessPoolExecutor = InlineExecutor
+    simulation.ProcessPoolExecutor = InlineExecutor
 
 
 def tree(folder):

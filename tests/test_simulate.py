@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
 from jetzoo import UserError
-from jetzoo.datasets import CATALOGUE, Dataset
+from jetzoo.datasets import CATALOGUE, Dataset, simulation
 from jetzoo.datasets.folder import at_work, publish
+from jetzoo.datasets.simulation import generate
 from jetzoo.schema import write_parquet
-from jetzoo.simulate import generate, production
 
 SAMPLE = ROOT / "data" / "samples" / "QuarkGluon"
 SPLITS = ("train", "val", "test")
@@ -102,12 +102,12 @@ def test_same_bytes_for_the_same_seed_whatever_the_jobs(jets_folder, tmp_path):
 
 @needs_pythia
 def test_interrupted_run_continues(jets_folder, tmp_path, monkeypatch):
-    class Interrupted(production.tqdm):
+    class Interrupted(simulation.tqdm):
         def update(self, n=1):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(production, "tqdm", Interrupted)
+        patch.setattr(simulation, "tqdm", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             generate("QuarkGluon", 20, tmp_path, seed=5)
     (partial,) = tmp_path.iterdir()
@@ -120,7 +120,7 @@ def test_interrupted_run_continues(jets_folder, tmp_path, monkeypatch):
         kept.append({path.name: path.stat().st_mtime_ns for path in source.iterdir()})
         publish(source, *args)
 
-    monkeypatch.setattr(production, "publish", look)
+    monkeypatch.setattr(simulation, "publish", look)
     generate("QuarkGluon", 20, tmp_path, seed=5)
     assert done.items() <= kept[0].items()
     assert contents(tmp_path) == contents(jets_folder)
@@ -140,8 +140,8 @@ def toy(monkeypatch):
     """A generator without Pythia, in this process."""
     monkeypatch.setitem(sys.modules, "toy_generator", killed_runs.ToyGenerator())
     monkeypatch.setitem(CATALOGUE, "Toy", killed_runs.TOY)
-    monkeypatch.setattr(production, "ProcessPoolExecutor", killed_runs.InlineExecutor)
-    monkeypatch.setattr(production, "CHUNK_JETS", 10)
+    monkeypatch.setattr(simulation, "ProcessPoolExecutor", killed_runs.InlineExecutor)
+    monkeypatch.setattr(simulation, "CHUNK_JETS", 10)
 
 
 def interrupt(monkeypatch, num_jets, folder, seed=1):
@@ -151,7 +151,7 @@ def interrupt(monkeypatch, num_jets, folder, seed=1):
         def killed(*args):
             raise KeyboardInterrupt
 
-        patch.setattr(production, "_read", killed)
+        patch.setattr(simulation, "_read", killed)
         with pytest.raises(KeyboardInterrupt):
             generate("Toy", num_jets, folder, seed=seed)
     return folder / f".partial-{num_jets}-{seed}"
@@ -186,13 +186,13 @@ def test_any_chunk_is_whole_or_not(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("chunk") / "0_0.parquet"
     write_parquet(killed_runs.ToyGenerator.simulate(0, 3, 1), path)
     whole = path.read_bytes()
-    assert production._is_whole(path, 3)
+    assert simulation._is_whole(path, 3)
     if data.draw(st.booleans()):
         path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
-        assert not production._is_whole(path, 3)
+        assert not simulation._is_whole(path, 3)
     else:
         path.write_bytes(data.draw(st.sampled_from([b"", b"PAR1"])) + data.draw(st.binary()))
-        assert not production._is_whole(path, 3)
+        assert not simulation._is_whole(path, 3)
 
 
 def test_an_unfinished_run_never_replaces_finished_files(toy, tmp_path, monkeypatch):
@@ -334,7 +334,7 @@ def test_misuse(tmp_path, dataset, num_jets, seed, sentence):
 def test_shards_cover_the_jets_once(num_jets):
     counts = {0: num_jets // 2, 1: num_jets - num_jets // 2}
     paths = {split: split + "_{shard}" for split in SPLITS}
-    shards = dict(production._files(paths, counts))
+    shards = dict(simulation._files(paths, counts))
     for label, count in counts.items():
         spans = [shard[label] for shard in shards.values()]
         assert [span[0] for span in spans] == [0] + [span[1] for span in spans[:-1]]
@@ -349,7 +349,7 @@ def test_shards_cover_the_jets_once(num_jets):
 def test_rounding():
     x = ak.Array([[1.0, 1 + 2**-11, -(1 + 2**-12)], [], [0.0, 3e-5, -499.7]])
     x = ak.values_astype(x, np.float32)
-    rounded = production._round(x, 12)
+    rounded = simulation._round(x, 12)
     assert rounded.type == x.type
     np.testing.assert_array_equal(rounded[0], np.float32([1.0, 1 + 2**-11, -1.0]))
     np.testing.assert_allclose(rounded[2], x[2], rtol=2**-12)

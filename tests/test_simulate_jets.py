@@ -7,7 +7,7 @@ import uproot
 from conftest import ROOT
 from scipy.stats import ks_2samp
 
-from jetzoo.simulate import generate
+from jetzoo.datasets.simulation import generate
 
 pytest.importorskip("pythia8mc")
 pytest.importorskip("fastjet")

@@ -96,7 +96,7 @@ def _get(args):
             raise UserError(f"there is no sample of {args.dataset} in {folder.parent}")
         return folder
     if args.simulate is not None:
-        from jetzoo.simulate import generate  # takes seconds to import
+        from jetzoo.datasets.simulation import generate  # takes seconds to import
 
         folder = args.dir / args.dataset
         seed = 1 if args.seed is None else args.seed
