@@ -454,9 +454,7 @@ def main(argv=None):
     except OSError as error:  # a full disk, a file that may not be read
         if error.strerror is None:
             raise
-        place = (
-            f"{error.filename} cannot be used" if error.filename else "The output is not written"
-        )
+        place = f"{error.filename} cannot be used" if error.filename else "Nothing can be written"
         print(f"jetzoo: {place}: {error.strerror}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -108,7 +108,7 @@ def _export(tagger, network, path, options):
     # Two jets of more than one particle: sizes of 1 would become constants.
     ones = tuple(torch.ones(2, *info["input_shapes"][name][1:]) for name in info["input_names"])
     torch.onnx.export(
-        model.eval().requires_grad_(False),
+        _AllInputs(model).eval().requires_grad_(False),
         ones,
         str(path),
         input_names=info["input_names"],
@@ -117,6 +117,23 @@ def _export(tagger, network, path, options):
         opset_version=OPSET,
         dynamo=False,
     )
+
+
+class _AllInputs(torch.nn.Module):
+    """A network whose graph keeps the inputs that it does not look at.
+
+    Those of the zoo see to it themselves, for weaver's own export; one of a user may not.
+    """
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs):
+        out = self.network(*inputs)
+        for x in inputs:
+            out = out[: x.shape[0]]
+        return out
 
 
 @torch.inference_mode()

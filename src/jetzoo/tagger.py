@@ -76,8 +76,9 @@ def resolve(network, checkpoint=None, data_config=None):
 
     Parameters
     ----------
-    network : str or Path
-        With neither of the others: the name of a model card, or the path of an int8 network.
+    network : str or Path, or None
+        With neither of the others: the name of a model card, or the path of an int8 network. None
+        is what this function gives for the latter.
     checkpoint, data_config : str or Path, optional
 
     Returns
@@ -96,7 +97,7 @@ def resolve(network, checkpoint=None, data_config=None):
         if Path(network).suffix == ".pt":
             return None, network, None
         return models.find(str(network))
-    if checkpoint is None or data_config is None:
+    if network is not None and (checkpoint is None or data_config is None):
         raise UserError("A checkpoint and its data config go together.")
     return network, checkpoint, data_config
 

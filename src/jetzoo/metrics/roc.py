@@ -1,5 +1,6 @@
 """The ROC figure, and the report of an evaluation."""
 
+import io
 import json
 
 import matplotlib as mpl
@@ -94,6 +95,8 @@ def write_report(metrics, figure, folder):
         partial.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     for kind in ("pdf", "png") if figure else ():
         written.append(folder / f"roc.{kind}")
+        drawn = io.BytesIO()  # on a full disk matplotlib would fail in ways of its own
+        figure.savefig(drawn, format=kind, dpi=200)
         with tables.atomic(written[-1]) as partial:
-            figure.savefig(partial, format=kind, dpi=200)
+            partial.write_bytes(drawn.getbuffer())
     return written
