@@ -28,6 +28,8 @@ FLOORS = (
     {"attention"},
     {"native"},
 )
+# Commands that lie beside what they call.
+COMMANDS = {"jetzoo.datasets.command": "cli", "jetzoo.datasets.__main__": "__main__"}
 # What all floors may import; these have an order of their own, which is not written here.
 SIDE_ROOMS = {
     "__init__",
@@ -113,7 +115,8 @@ def neighbours(module):
 
 
 def room(module):
-    return (module.split(".") + ["__init__"])[1]
+    """Room of a module: a file or a folder of src/jetzoo."""
+    return COMMANDS.get(module) or (module.split(".") + ["__init__"])[1]
 
 
 @pytest.fixture(scope="module")
