@@ -164,7 +164,9 @@ class ReformerAttention(nn.Module):
     def vectors(self, x, layout):
         """Projected tokens (..., D) as vectors (B * H, n, d) of the heads, zero in the padding."""
         x = layout.pad(x).masked_fill(~layout.mask[..., None], 0)
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2).flatten(0, 1)
+        x = x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        # Of `flatten(0, 1)` the ONNX exporter takes the length for a constant.
+        return x.reshape(-1, layout.mask.shape[1], self.head_dim)
 
     def attention_weights(self, x, layout, bias=None):
         """Weights (B, H, n, n) with which the particles attend to each other."""
