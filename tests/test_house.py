@@ -18,7 +18,7 @@ FLOORS = (
     {"cli"},
     {"networks"},
     {"plugin"},
-    {"export", "interpret", "profiling"},
+    {"export", "interpret", "profiling", "training"},
     {"comparison", "training"},
     {"tagger"},
     {"acceleration"},

@@ -13,13 +13,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from weaver.utils.nn.tools import evaluate_classification, train_classification, unwrap_model
+from weaver.utils.nn.tools import evaluate_classification, unwrap_model
 
 from jetzoo import UserError
 
 from .acceleration import accelerate
 from .comparison import Comparison, calibration_jets, show
+from .repository import reason
 from .tagger import Tagger
+from .training import TrainingLoop
+from .training.program import explain, weaver_program
 
 STAND_IN = "__jetzoo_stand_in__"
 
@@ -52,8 +55,22 @@ def build(network, data_config, seed=None, **options):
     Raises
     ------
     ValueError
-        If an option is not an argument of the constructor.
+        If an option is not an argument of the constructor. Where weaver is the running program,
+        every error of the options is a :class:`jetzoo.UserError`, which ends it with one sentence.
     """
+    in_weaver = weaver_program() is not None
+    if in_weaver:
+        sys.excepthook = explain
+    try:
+        model = _construct(network, data_config, seed, options)
+    except Exception as error:
+        if not in_weaver:
+            raise
+        raise UserError(f"{network.__name__} cannot be built: {reason(error)}.") from error
+    return model, model_info(data_config)
+
+
+def _construct(network, data_config, seed, options):
     accepted = constructor_options(network)
     for name in options:
         if name not in accepted and name not in WEAVER_OPTIONS:
@@ -67,12 +84,11 @@ def build(network, data_config, seed=None, **options):
     if seed is not None:
         torch.manual_seed(seed)  # weaver's loader draws the seeds of its processes from it
         np.random.seed(seed)  # noqa: NPY002 - what weaver shuffles with in the main process
-    model = network(
+    return network(
         input_dim=len(data_config.input_dicts["pf_features"]),
         num_classes=len(data_config.label_value),
         **{name: value for name, value in options.items() if name in accepted},
     )
-    return model, model_info(data_config)
 
 
 def constructor_options(network):
@@ -131,8 +147,8 @@ def get_loss(data_config, **options):
 
 
 def get_train_fn(data_config, **options):
-    """weaver's own training loop; weaver asks for both loops or for none."""
-    return train_classification
+    """weaver's own training loop, with what it lacks; weaver asks for both loops or for none."""
+    return TrainingLoop()
 
 
 def get_evaluate_fn(data_config, fast=False, quantize=None, use_amp=False, **options):
@@ -154,18 +170,27 @@ def get_evaluate_fn(data_config, fast=False, quantize=None, use_amp=False, **opt
     if quantize:
         kept = {key: value for key, value in options.items() if key not in WEAVER_OPTIONS}
         return ComparingLoop(quantize, kept)
-    if not fast:
-        return evaluate_classification
 
     def evaluate(model, test_loader, dev, epoch, for_training=True, **arguments):
-        if not for_training:
+        if for_training:
+            return validate(model, test_loader, dev, epoch, **arguments)
+        if fast:
             half = use_amp and torch.device(dev).type == "cuda"
             model = accelerate(unwrap_model(model), "bf16" if half else "fp32", dev)
         return evaluate_classification(
-            model, test_loader, dev, epoch, for_training=for_training, **arguments
+            model, test_loader, dev, epoch, for_training=False, **arguments
         )
 
     return evaluate
+
+
+def validate(model, val_loader, dev, epoch, **arguments):
+    """Validate an epoch, by the loop that trained it if it is that of :func:`get_train_fn`."""
+    weaver = arguments["extra_args"]
+    loop = weaver.get("train")
+    if isinstance(loop, TrainingLoop) and "train" in weaver["args"].run_mode:
+        return loop.validate(model, val_loader, dev, epoch, **arguments)
+    return evaluate_classification(model, val_loader, dev, epoch, **arguments)
 
 
 class ComparingLoop:
@@ -187,7 +212,7 @@ class ComparingLoop:
     def __call__(self, model, test_loader, dev, epoch, for_training=True, **arguments):
         """Evaluate as weaver does; a misuse ends the process with one sentence and code 2."""
         if for_training:
-            return evaluate_classification(model, test_loader, dev, epoch, **arguments)
+            return validate(model, test_loader, dev, epoch, **arguments)
         try:
             return self.compare(model, test_loader, epoch, **arguments)
         except UserError as error:
