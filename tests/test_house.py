@@ -18,7 +18,7 @@ FLOORS = (
     {"cli"},
     {"networks"},
     {"plugin"},
-    {"export", "interpret", "profiling", "training"},
+    {"export", "interpret", "profiling"},
     {"comparison", "training"},
     {"tagger"},
     {"acceleration"},
