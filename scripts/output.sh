@@ -47,15 +47,22 @@ find_training() {
     resume=$found
 }
 
-# The last epoch whose two files are whole goes to `last_epoch`.
+# The last whole epoch goes to `last_epoch`: that of which all files are whole. The third of them is
+# written last, after the validation; runs of older versions have two.
 find_last_epoch() {
-    local path epoch last=-1
+    local path epoch kind last=-1 kinds=(optimizer)
+    if compgen -G "$(printf '%q' "$1")/net_epoch-*_resume.pt" >/dev/null; then
+        kinds+=(resume)
+    fi
     for path in "$1"/net_epoch-*_state.pt; do
         epoch=${path##*/net_epoch-} epoch=${epoch%_state.pt}
-        if [[ $epoch =~ ^[0-9]+$ ]] && ((epoch > last)) && is_whole "$path" &&
-            is_whole "${path%_state.pt}_optimizer.pt"; then
-            last=$epoch
+        if [[ ! $epoch =~ ^[0-9]+$ ]] || ((epoch <= last)) || ! is_whole "$path"; then
+            continue
         fi
+        for kind in "${kinds[@]}"; do
+            is_whole "${path%_state.pt}_$kind.pt" || continue 2
+        done
+        last=$epoch
     done
     if ((last < 0)); then
         return 1
@@ -79,8 +86,10 @@ make_output() {
     fi
     if [[ $resume != no && $node != 0 ]]; then
         # Every node writes to a folder of its own, and starts from the epoch of node 0.
-        for kind in state optimizer; do
-            cp -- "$resume/${epoch}_$kind.pt" "$output/"
+        for kind in state optimizer resume; do
+            if [[ $kind != resume || -f $resume/${epoch}_$kind.pt ]]; then
+                cp -- "$resume/${epoch}_$kind.pt" "$output/"
+            fi
         done
     fi
 }

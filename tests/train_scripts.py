@@ -18,6 +18,8 @@ FEATURES = {
     "QuarkGluon": ["kinpid", "kin", "kinpidplus"],
     "TopLandscape": ["kin"],
 }
+# Where the runs of PFN on QuarkGluon go.
+FOLDER = Path("training") / "QuarkGluon" / "PFN" / "kin"
 # The first bytes of what weaver reads.
 MAGIC = {".root": b"root", ".parquet": b"PAR1", ".h5": b"\x89HDF", ".pt": b"PK\x03\x04"}
 # A weaver that writes predictions, and nothing else.
@@ -128,3 +130,23 @@ def assert_misuse(result, *fragments):
     assert result.stderr.count("\n") == 1, result.stderr
     for fragment in fragments:
         assert fragment in result.stderr
+
+
+def files_below(folder):
+    return sorted(path for path in folder.rglob("*") if "networks" not in path.parts)
+
+
+@pytest.fixture
+def refused(run, checkout, tmp_path):
+    """Run a script that must refuse: one sentence, exit code 2, nothing started or created."""
+    stub(tmp_path / "bin", "weaver", "echo started")
+    stub(tmp_path / "bin", "jetzoo", "exit 1")
+
+    def refused(*arguments, fragments=(), **environment):
+        before = files_below(checkout)
+        environment = {"PATH": with_path(tmp_path / "bin"), **environment}
+        result = run("QuarkGluon", "PFN", "kin", *map(str, arguments), **environment)
+        assert_misuse(result, *fragments)
+        assert files_below(checkout) == before
+
+    return refused
