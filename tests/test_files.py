@@ -265,6 +265,7 @@ TRACE = "trace"  # a file that code in an int8 file would make, in the present f
         (set_shape("w_resid", (-32,)), "shape of .* damaged"),
         (set_shape("w_resid", (4, 8)), "instead of torch.float32 \\(32,\\)"),
         (set_shape("w_resid", "32"), "shape of .* damaged"),
+        (edited(lambda c: c["layout"].update(cls=[[], None])), "shape of cls .* damaged"),
         (edited(lambda c: c["tensors"].update(float32=torch.ones(3))), "more or fewer numbers"),
         (edited(lambda c: c["tensors"].update(int8=torch.ones(3))), "type 'int8' .* damaged"),
         (edited(lambda c: c["tensors"].update(float32=[1.0])), "type 'float32' .* damaged"),

@@ -185,7 +185,8 @@ def _check_layout(layout, tensors):
     """Let the shapes take up all numbers of each type, and no more."""
     left = {kind: len(flat) for kind, flat in tensors.items()}
     for name, entry in layout.items():
-        good = isinstance(entry, (list, tuple)) and len(entry) == 2 and entry[0] in left
+        good = isinstance(entry, (list, tuple)) and len(entry) == 2
+        good = good and isinstance(entry[0], str) and entry[0] in left
         shape = entry[1] if good else None
         good = isinstance(shape, (list, tuple)) and len(shape) <= 8
         if not good or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
