@@ -87,7 +87,9 @@ def test_every_parameter_gets_a_gradient(name, data_config):
 
 def test_learns(name, data_config):
     """To tell narrow from wide jets, of which it has not seen those that it is tested on."""
-    model = build(name, data_config, **SIZES.get(name.split()[0], {})).train()
+    sizes = SIZES.get(name.split()[0], {})
+    model = build(name, data_config, **sizes | ({"num_layers": 1} if "num_layers" in sizes else {}))
+    model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     rng = np.random.default_rng(3)
 
