@@ -58,6 +58,12 @@ def get_loss(data_config, **options):
     return Loss()
 """
 
+FINE_TUNING = """
+from jetzoo.nn import finetune
+
+init_opt = finetune.init_opt("mod.fc.*")
+"""
+
 # Calls of the loss in an epoch: 8 batches to train, 2 to validate. Lookahead takes a step in 6.
 CALLS, EPOCHS = 10, 4
 IN_MEMORY = ("--samples-per-epoch", 64, "--samples-per-epoch-val", 16, "--in-memory")
@@ -70,6 +76,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
     handmade.write_dataset(folder / "jets", "QuarkGluon", np.random.default_rng(0))
     (folder / "Small.py").write_text(NETWORK)
+    (folder / "Fine.py").write_text(NETWORK + FINE_TUNING)
     config = next((ROOT / "data" / "QuarkGluon").glob("qg_kin.yaml"))
     shutil.copy(config, folder)
     return folder
@@ -86,6 +93,7 @@ def arguments(folder, tmp_path):
         words += ["--model-prefix", tmp_path / name / "net", "--run-mode", "train,val"]
         words += ["--gpus", "", "--num-workers", 0, "--batch-size", 8, "--num-epochs", EPOCHS]
         words += ["--start-lr", 0.02, "--network-option", "seed", 3]
+        more = [folder / word if word == "Fine.py" else word for word in more]
         return [str(word) for word in (*words, *more)]
 
     return arguments
@@ -157,9 +165,13 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(stop, run):
         (CALLS, ("--lr-scheduler", "flat+cos", *IN_MEMORY)),
         (CALLS, ("--lr-scheduler", "one-cycle", "--optimizer", "adamW", *IN_MEMORY)),
         (CALLS, ("--lr-scheduler", "none", "--num-workers", 1, *IN_MEMORY)),
+        (
+            CALLS,
+            ("--network-config", "Fine.py", "--optimizer-option", "weight_decay", 0.01, *IN_MEMORY),
+        ),
         (16, ("--lr-scheduler", "steps", "--fetch-step", 1)),  # all jets of both files
     ],
-    ids=["flat+cos", "one-cycle", "a process that loads", "files read anew"],
+    ids=["flat+cos", "one-cycle", "a process that loads", "fine-tuning", "files read anew"],
 )
 def test_other_schedules_and_loaders(calls, options, run):
     """Stopped twice."""
@@ -206,7 +218,9 @@ def test_the_best_epoch_stays_the_best(run, monkeypatch):
     folder = run("net", *IN_MEMORY, stop=3 * CALLS)
     best = folder / "net_best_epoch_state.pt"
     best.write_bytes(b"lost")  # as if the stop had come before the copy
+    (folder / ".net_epoch-3_state.pt.123").write_bytes(b"half")
     run("net", *IN_MEMORY, "--load-epoch", 2)
+    assert not list(folder.glob(".*"))
     for key, value in weights(folder / "net_epoch-1_state.pt").items():
         assert torch.equal(value, weights(best)[key])
 

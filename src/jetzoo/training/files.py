@@ -1,5 +1,6 @@
 """The files of a training, each written whole or not at all."""
 
+import glob
 import io
 import shutil
 from pathlib import Path
@@ -37,6 +38,13 @@ def epoch_file(args, epoch, kind):
 def writes_files(args):
     """Whether this process, of several, is the one that writes."""
     return bool(args.model_prefix) and (args.backend is None or args.local_rank == 0)
+
+
+def remove_partial(args):
+    """Remove what a killed process has left of a file that it was writing."""
+    prefix = Path(args.model_prefix)
+    for path in prefix.parent.glob(f".{glob.escape(prefix.name)}_*.pt.*"):
+        path.unlink(missing_ok=True)
 
 
 class Overlay:

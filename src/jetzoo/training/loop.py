@@ -12,7 +12,7 @@ from weaver.utils.nn.tools import evaluate_classification, train_classification,
 from jetzoo import UserError, tables
 
 from . import resuming
-from .files import Overlay, copy, epoch_file, save, writes_files
+from .files import Overlay, copy, epoch_file, remove_partial, save, writes_files
 from .program import check_pretrained, weaver_program
 
 # Goes to weaver's log file, too.
@@ -144,6 +144,8 @@ class TrainingLoop:
         """
         args = weaver["args"]
         resuming.rewind(scheduler, args)
+        if writes_files(args):
+            remove_partial(args)
         path = epoch_file(args, args.load_epoch, "resume")
         if not path.exists():
             log.warning(
