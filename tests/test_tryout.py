@@ -249,7 +249,8 @@ def test_training_script(model, backends, folder, tmp_path):
 
 def test_contracts(folder, tmp_path):
     """Those of all networks: `JETZOO_PATH=FOLDER pytest tests/test_contracts.py -k MeanParT`."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "MeanParT and not learns"]
+    chosen = ["-k", "MeanParT and not learns"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
     result = subprocess.run(
         [*command, ROOT / "tests" / "test_contracts.py"],
         env=subprocess_environment(tmp_path),
