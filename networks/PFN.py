@@ -32,6 +32,7 @@ class ParticleFlowNetwork(nn.Module):
     """
 
     micro_batched = True  # jets of similar length together are the faster
+    unbounded_inputs = ("f.0",)  # the sum over the particles
     # Kinds of layers for `jetzoo profile`.
     layer_kinds = {"phi": "particle layers", "f": "head"}
 

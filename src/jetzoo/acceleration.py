@@ -120,7 +120,24 @@ class Accelerated(nn.Module):
         self.network = network
         self.kernels = kernels
         self.is_int8 = hasattr(network, "method")
-        self.eval()
+        super().train(False)
+
+    def train(self, mode=True):
+        """Only ``train(False)``, which is ``eval()``, is possible."""
+        if mode:
+            raise UserError("An accelerated network cannot be trained: train the network itself.")
+        return super().train(mode)
+
+    def _apply(self, function, *arguments, **options):
+        """What ``to``, ``half`` and the like do; refused if it changes device or dtype."""
+        tensor = next(x for x in (*self.parameters(), *self.buffers()) if x.is_floating_point())
+        probe = function(tensor.new_empty(0))
+        if (probe.device, probe.dtype) != (tensor.device, tensor.dtype):
+            raise UserError(
+                f"An accelerated network stays in its precision on {tensor.device}: accelerate the "
+                "network anew with precision= and device=."
+            )
+        return super()._apply(function, *arguments, **options)
 
     def forward(self, points, features, lorentz_vectors, mask):
         """(B, 2, N), (B, C, N), (B, 4, N) and (B, 1, N) to (B, num_classes)."""

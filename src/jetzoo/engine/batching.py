@@ -35,6 +35,9 @@ class MicroBatches(nn.Module):
         if len(mask) == 0:
             inputs = (points, features, lorentz_vectors, mask)
             return self(*(x.new_zeros(1, *x.shape[1:]) for x in inputs))[:0]
+        if mask.shape[2] == 0:
+            inputs = (points, features, lorentz_vectors, mask)
+            return self(*(nn.functional.pad(x, (0, 1)) for x in inputs))
         with torch.inference_mode():
             mask = mask[:, 0].bool()  # (B, N)
             lengths, jets = mask.sum(1).sort(descending=True)

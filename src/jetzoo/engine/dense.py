@@ -4,6 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+# Products in bf16 on a CPU have a multiple of so many rows.
+ROWS = 128
+
 
 class Dense(nn.Module):
     """Linear layer, followed by GELU if asked for.
@@ -24,9 +27,20 @@ class Dense(nn.Module):
 
     def forward(self, x):
         """(..., in) to (..., out)."""
+        x = x.to(self.weight.dtype)
+        if x.dtype == torch.bfloat16 and x.device.type == "cpu":
+            return self.padded(x)
         # oneDNN's product with GELU fused is 5% faster, but keeps 1 MiB for each shape it has seen.
-        x = F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        x = F.linear(x, self.weight, self.bias)
         return torch.ops.aten.gelu_(x) if self.gelu else x
+
+    def padded(self, x):
+        """The same in bf16 on a CPU, where oneDNN keeps memory for each number of rows it sees."""
+        rows = x.flatten(0, -2)
+        count = len(rows)
+        out = F.linear(F.pad(rows, (0, 0, 0, -count % ROWS)), self.weight, self.bias)[:count]
+        out = out.view(*x.shape[:-1], len(self.weight))
+        return F.gelu(out) if self.gelu else out
 
 
 def inverse_std(x, eps, centred=False):

@@ -109,7 +109,9 @@ class FoldedAttention(nn.Module):
     def short(qkv, bias):
         """Plain products, on a CPU the fastest as long as the scores stay in its cache."""
         b, n, _, num_heads, _ = qkv.shape
-        q, k, v = qkv.permute(2, 3, 0, 1, 4).reshape(3, num_heads * b, n, -1)
+        if not qkv.is_cuda:
+            qkv = qkv.float()  # oneDNN keeps memory for each shape that it has seen in bf16
+        q, k, v = qkv.permute(2, 3, 0, 1, 4).flatten(1, 2)  # (H b, n, d)
         scores = torch.bmm(q, k.transpose(1, 2)).float().add_(bias.flatten(0, 1))
         out = torch.bmm(scores.softmax(-1).to(v.dtype), v)
         return out.view(num_heads, b, n, -1).permute(1, 2, 0, 3)  # (b, n, H, d)
@@ -122,6 +124,11 @@ class FoldedAttention(nn.Module):
         with sdpa_kernel(SDPA_KERNELS):
             out = F.scaled_dot_product_attention(q, k, v, bias, scale=1.0)
         return out.transpose(1, 2)  # (b, n, H, d)
+
+
+def product_dtype(dtype, device):
+    """Dtype of products between activations: float32 on a CPU, where shapes change at each call."""
+    return dtype if torch.device(device).type == "cuda" else torch.float32
 
 
 class OtherMixer(nn.Module):
@@ -166,14 +173,15 @@ class FoldedClassAttention(nn.Module):
         w_k, _ = fold_norm(block.pre_attn_norm, w_k, b_k)
         w_v, b_v = fold_norm(block.pre_attn_norm, w_v, b_v)
         for name, weight in (("key", w_k), ("value", w_v)):
-            self.register_buffer(name, weight.unflatten(0, (self.num_heads, -1)).to(dtype))
+            matrices = weight.unflatten(0, (self.num_heads, -1))
+            self.register_buffer(name, matrices.to(product_dtype(dtype, weight.device)))
         w_out, b_out = fold_output(block, attn.out_proj.weight, attn.out_proj.bias)
         self.out = Dense(w_out, b_out + w_out @ b_v, dtype)
 
     def forward(self, cls, x, no_key):
         """Class tokens (b, D), particles over their spread (b, n, D) and 0 or NO_KEY (b, 1, n)."""
         query = self.query(cls).unflatten(-1, (self.num_heads, -1)).transpose(0, 1)  # (H, b, d)
-        query = (query @ self.key).transpose(0, 1)  # (b, H, D)
+        query = (query.to(self.key.dtype) @ self.key).transpose(0, 1)  # (b, H, D)
         own = standardise(cls, self.eps).to(x.dtype)[:, None]  # (b, 1, D)
         scores = (query @ x.transpose(1, 2) + no_key, query @ own.transpose(1, 2))
         weights = torch.cat(scores, dim=2).softmax(-1).to(x.dtype)  # (b, H, n + 1)

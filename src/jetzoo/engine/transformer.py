@@ -75,7 +75,8 @@ class FoldedTransformer(nn.Module):
         x = self.embed(layout.take(features))
         for mixer, feed_forward in zip(self.mixers, self.feed_forwards, strict=True):
             x = feed_forward(x, mixer(x, layout, bias))
-        x = layout.pad(standardise(x, self.cls_mixers[0].eps).to(self.dtype))  # (b, n, D)
+        x = standardise(x, self.cls_mixers[0].eps).to(self.cls_mixers[0].key.dtype)
+        x = layout.pad(x)  # (b, n, D)
         no_key = x.new_zeros(padding.shape).masked_fill_(padding, NO_KEY)[:, None]
         cls = self.cls_token.expand(len(mask), -1)  # (b, D)
         for mixer, feed_forward in zip(self.cls_mixers, self.cls_feed_forwards, strict=True):

@@ -153,12 +153,18 @@ class QuantizedConv(nn.Module):
     Parameters
     ----------
     conv : nn.Conv1d
-        Not grouped, padded with zeros.
     method : str
+
+    Raises
+    ------
+    ValueError
+        If the convolution is grouped, dilated, or padded with anything but a number of zeros.
     """
 
     def __init__(self, conv, method):
         super().__init__()
+        if reason := unsupported(conv):
+            raise ValueError(f"int8 has no convolution that is {reason}")
         (self.size,), (self.stride,), (self.padding,) = (
             conv.kernel_size,
             conv.stride,
@@ -170,6 +176,17 @@ class QuantizedConv(nn.Module):
         """(B, C, n) to (B, C', n')."""
         x = F.pad(x, (self.padding, self.padding)).unfold(2, self.size, self.stride)
         return self.dense(x.transpose(1, 2).flatten(2)).transpose(1, 2)  # of (B, n', C k)
+
+
+def unsupported(conv):
+    """What keeps a convolution from int8, or an empty string."""
+    if conv.groups != 1:
+        return "grouped"
+    if conv.dilation != (1,):
+        return "dilated"
+    if isinstance(conv.padding, str) or (conv.padding_mode != "zeros" and conv.padding != (0,)):
+        return f"padded as in {conv.padding_mode if conv.padding_mode != 'zeros' else conv.padding}"
+    return ""
 
 
 def round_rows(weight):
@@ -214,7 +231,7 @@ def layers_of(engine):
         for name, module in engine.named_modules()
         if isinstance(module, (Dense, nn.Linear))
         or getattr(module, "on_rows", False)
-        or (type(module) is nn.Conv1d and module.groups == 1)
+        or (type(module) is nn.Conv1d and not unsupported(module))
     }
 
 

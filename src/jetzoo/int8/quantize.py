@@ -134,16 +134,31 @@ def replace(engine, layers, method, inputs=None, observer="percentile"):
     -------
     QuantizedNetwork
     """
+    unbounded = unbounded_layers(engine)
     for name, layer in layers.items():
-        new = quantized(layer, method)
+        # The largest input of the calibration is no bound for longer jets.
+        own = "dynamic" if method == "static" and name in unbounded else method
+        new = quantized(layer, own)
         if inputs:
             dense(new).correct(layer.weight.flatten(1), inputs[name].mean)
-        if method == "static":
+        if own == "static":
             dense(new).set_range(*choose_range(inputs[name].values, observer))
         engine.set_submodule(name, new)
     rounded = encode(matrices_of(engine))
     engine.load_state_dict(decode(rounded), strict=False)
     return QuantizedNetwork(engine, method, list(layers), rounded).eval()
+
+
+def unbounded_layers(engine):
+    """Names of the layers whose inputs grow with the number of particles.
+
+    Modules name them in ``unbounded_inputs``.
+    """
+    return {
+        f"{name}.{layer}" if name else layer
+        for name, module in engine.named_modules()
+        for layer in getattr(module, "unbounded_inputs", ())
+    }
 
 
 def matrices_of(engine):

@@ -1,5 +1,7 @@
 """What the networks do with the inputs of weaver before anything else, and with the logits last."""
 
+import functools
+
 import torch
 
 
@@ -59,9 +61,10 @@ def clean_inputs(mask, *inputs, like):
     """
     mask = mask.bool()
     inputs = [x.to(like.dtype) for x in inputs]
-    finite = torch.ones_like(mask[:, 0, :1])
-    for x in inputs:
-        finite = finite & (x.isfinite() | ~mask).flatten(1).all(1, keepdim=True)
+    finite = functools.reduce(
+        torch.logical_and,
+        [(x.isfinite() | ~mask).flatten(1).all(1, keepdim=True) for x in inputs],
+    )
     kept = mask & finite.unsqueeze(2)
     zero = torch.zeros((), dtype=like.dtype, device=mask.device)
     return *(torch.where(kept, x, zero) for x in inputs), mask, finite
