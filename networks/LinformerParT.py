@@ -11,6 +11,7 @@ import torch
 from linformer import LinformerSelfAttention
 
 from jetzoo.attention import attention
+from jetzoo.nn.kinematics import at_least_float32
 from jetzoo.nn.transformer import JetClassifier, ParticleTransformer
 from jetzoo.plugin import build, get_evaluate_fn, get_loss, get_train_fn  # noqa: F401 - weaver's
 
@@ -33,6 +34,7 @@ class LinformerAttention(LinformerSelfAttention):
     # Int8 files keep these in half precision: a row has one entry near 1, beside which 8 bits lose
     # all others, and 0.001 of AUC (TopLandscape).
     half_matrices = ("proj_k", "proj_v")
+    unbounded_inputs = ("to_out",)  # a slot adds up particles
     mixes_particles = True
 
     def __init__(self, embed_dim, num_heads, dropout=0.0, *, seq_len, num_slots, backend="auto"):
@@ -59,14 +61,16 @@ class LinformerAttention(LinformerSelfAttention):
             bias = bias.masked_fill(padding[:, None, None, :], 0).transpose(-2, -1)
             bias = self.to_slots(bias, proj_k).transpose(-2, -1)  # (B, H, n, k)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
-        out = attention(
-            q,
-            k,
-            v,
-            bias=bias,
-            dropout_p=self.dropout.p if self.training else 0.0,
-            backend=self.backend,
-        )  # (B, H, n, d)
+        # On a CPU in float32, as the slots are: there are few of them.
+        with torch.autocast(x.device.type, enabled=x.is_cuda):
+            out = attention(
+                q if x.is_cuda else q.to(k.dtype),
+                k,
+                v,
+                bias=bias,
+                dropout_p=self.dropout.p if self.training else 0.0,
+                backend=self.backend,
+            )  # (B, H, n, d)
         return self.to_out(layout.unpad(out.transpose(1, 2).flatten(2)))
 
     def slot_projection(self):
@@ -76,7 +80,8 @@ class LinformerAttention(LinformerSelfAttention):
     def to_slots(self, rows, projection):
         """(..., n, D), zero in the padding, to (..., k, D)."""
         # `projection` has min(n, seq_len) rows.
-        return projection.t() @ rows[..., : self.seq_len, :]
+        with torch.autocast(rows.device.type, enabled=False):  # a sum over all particles
+            return projection.t() @ at_least_float32(rows[..., : self.seq_len, :])
 
 
 class LinformerParT(ParticleTransformer):

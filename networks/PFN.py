@@ -32,7 +32,6 @@ class ParticleFlowNetwork(nn.Module):
     """
 
     micro_batched = True  # jets of similar length together are the faster
-    unbounded_inputs = ("f.0",)  # the sum over the particles
     # Kinds of layers for `jetzoo profile`.
     layer_kinds = {"phi": "particle layers", "f": "head"}
 
@@ -49,6 +48,11 @@ class ParticleFlowNetwork(nn.Module):
         self.for_inference = for_inference
         self.phi = mlp(input_dim, *phi_dims)
         self.f = mlp(phi_dims[-1], *f_dims).append(nn.Linear(f_dims[-1], num_classes))
+
+    @property
+    def unbounded_inputs(self):
+        """Layers whose inputs grow with the number of particles: all that follow the sum."""
+        return [f"f.{i}" for i, layer in enumerate(self.f) if hasattr(layer, "weight")]
 
     def forward(self, points, features, lorentz_vectors, mask):
         """Logits, or probabilities with ``for_inference``.

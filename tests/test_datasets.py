@@ -632,7 +632,9 @@ def test_simulate_calls_the_generator(get, tmp_path, monkeypatch):
         folder.mkdir()
         (folder / "train_file_0.parquet").write_bytes(b"jets")
 
-    monkeypatch.setitem(sys.modules, "jetzoo.simulate", SimpleNamespace(generate=generate))
+    monkeypatch.setitem(
+        sys.modules, "jetzoo.datasets.simulation", SimpleNamespace(generate=generate)
+    )
     assert get("QuarkGluon", "--simulate", 50, "--seed", 3, "-j", 2, "-d", tmp_path) == (0, "")
     assert calls == [("QuarkGluon", 50, 3, 2)]
     assert tree(tmp_path / "QuarkGluon") == {"train_file_0.parquet": b"jets"}

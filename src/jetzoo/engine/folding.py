@@ -16,6 +16,7 @@ from torch import nn
 
 from ..modules import unmodified
 from .batching import TOKENS, MicroBatches
+from .dense import half_precision
 from .transformer import FoldedTransformer
 
 logger = logging.getLogger("jetzoo")
@@ -90,12 +91,12 @@ class MicroBatched(nn.Module):
             if hasattr(module, "fold") and _computes_as_owner(module, "fold"):
                 module.fold()
         self.network = network
-        self.dtype = dtype
+        self.precision = half_precision(network, dtype)
         self.tokens = TOKENS[next(network.parameters()).device.type]
 
     def forward(self, points, features, lorentz_vectors, mask):
         """(b, 2, n), (b, C, n), (b, 4, n) and a mask of bool, (b, n), to (b, num_classes)."""
-        with torch.autocast(mask.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        with self.precision():
             logits = self.network(points, features, lorentz_vectors, mask[:, None])
         return logits.float()
 

@@ -7,7 +7,15 @@ from torch.nn.attention import sdpa_kernel
 
 from ..attention.dispatch import SDPA_KERNELS
 from ..nn.kinematics import pair_features, particle_kinematics
-from .dense import Dense, fold_batch_norm, fold_norm, fold_output, inverse_std, standardise
+from .dense import (
+    Dense,
+    fold_batch_norm,
+    fold_norm,
+    fold_output,
+    half_precision,
+    inverse_std,
+    standardise,
+)
 
 # Pairs of a block. On a CPU the activations, 64 wide, should stay in the second-level cache; on a
 # GPU there should be enough of them to fill it.
@@ -138,14 +146,14 @@ class OtherMixer(nn.Module):
         super().__init__()
         self.norm = block.pre_attn_norm
         self.attn = block.attn
-        self.dtype = dtype
+        self.precision = half_precision(self.attn, dtype)
         scale = block.c_attn.detach()
         self.register_buffer("scale", scale.repeat_interleave(len(block.w_resid) // len(scale)))
 
     def forward(self, x, layout, bias):
         """Tokens (..., D) and a bias (H, b, n, n) or None to tokens, without their mean."""
         bias = None if bias is None else bias.transpose(0, 1)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        with self.precision():
             mixed = self.attn(self.norm(x), layout, bias)
         mixed = mixed.float() * self.scale
         return mixed - mixed.mean(-1, keepdim=True)

@@ -9,14 +9,13 @@ from jetzoo.attention.backends import BACKENDS
 
 CALIBRATION = 512  # jets, of int8
 
-CONFIGURATIONS = {
+FORMS = {
     "base": "the network as it is",
     "packed": "the same; ParT and its variants compute real particles only",
     "padded": "weaver-core's own ParT or ParticleNet, on padded jets",
     "fast": "jetzoo.accelerate",
     "bf16": "jetzoo.accelerate with precision='bf16'",
     "int8": "jetzoo.accelerate with precision='int8'",
-    **{name: f"attention={name!r}" for name in BACKENDS},
 }
 INFERENCE_ONLY = ("fast", "bf16", "int8")
 
@@ -88,9 +87,9 @@ class WeaverNetwork(nn.Module):
 def check_names(names, trains):
     """Raise a :class:`jetzoo.UserError` unless all configurations are known and can do it."""
     for name in names:
-        if name not in CONFIGURATIONS:
+        if name not in (*FORMS, *BACKENDS):
             raise UserError(
-                f"There is no configuration {name!r}; choose from {', '.join(CONFIGURATIONS)}."
+                f"There is no configuration {name!r}; choose from {', '.join((*FORMS, *BACKENDS))}."
             )
         if trains and name in INFERENCE_ONLY:
             raise UserError(f"{name} is for inference only: leave out --train.")
@@ -104,7 +103,7 @@ def configure(name, model, rebuild, jets):
     Parameters
     ----------
     name : str
-        One of ``CONFIGURATIONS``.
+        One of ``FORMS``, or an attention backend.
     model : nn.Module
         The network as it is; left so.
     rebuild : callable

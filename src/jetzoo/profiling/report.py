@@ -228,7 +228,7 @@ def profile(
     files : sequence of str or Path
         Jets with the branches of the data config; the batch is taken from all of them alike.
     names : sequence of str
-        Configurations to put side by side, of :data:`configurations.CONFIGURATIONS`.
+        Configurations to put side by side, of :data:`configurations.FORMS` or attention backends.
     trains : bool
         Also profile the training step, with the optimiser of the training scripts.
     precision : {"fp32", "bf16"}
