@@ -1,6 +1,5 @@
 """The border to C++: nothing crosses it unchecked, and what fails behind it raises here."""
 
-import contextlib
 import ctypes
 import os
 
@@ -21,23 +20,23 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_mark_forked)
 
 
-@contextlib.contextmanager
-def serial_after_fork():
+class serial_after_fork:  # noqa: N801 - a context, called for every batch of jets
     """PyTorch on one thread within the context, if this process was forked from another.
 
     The threads of PyTorch's own operations do not exist in a forked process, and an operation that
     waits for them never ends. Those of the kernels start anew: the number of threads that they
     may use is what the context gives.
     """
-    threads = torch.get_num_threads()
-    if not _forked:
-        yield threads
-        return
-    torch.set_num_threads(1)
-    try:
-        yield threads
-    finally:
-        torch.set_num_threads(threads)
+
+    def __enter__(self):
+        self.threads = torch.get_num_threads()
+        if _forked:
+            torch.set_num_threads(1)
+        return self.threads
+
+    def __exit__(self, *error):
+        if _forked:
+            torch.set_num_threads(self.threads)
 
 
 def address(name, x, shape, dtype=torch.float32):

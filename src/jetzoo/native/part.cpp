@@ -53,8 +53,8 @@ static void gather_pairs(const NetworkWeights& net, const JetArguments& argument
                          const std::vector<Jet>& jets, float* bias, Workspace& work) {
     for (const Jet& jet : jets) {
         const long stride = round_up(jet.size, W) + W, width = round_up(jet.size, W);
-        double* p = reserve(work.particles, 7 * stride);
-        std::fill(p, p + 7 * stride, 0.);
+        double* p = reserve(work.particles, 6 * stride);
+        std::fill(p, p + 6 * stride, 0.);
         const float* from = arguments.vectors + jet.index * 4 * arguments.length;
         for (int k = 0; k < 4 && jet.finite; k++)
             for (int i = 0; i < jet.size; i++)

@@ -72,7 +72,7 @@ enum Stage { EMBED, PAIR_EMBED, ATTENTION, FEED_FORWARD, CLASS_ATTENTION, STAGES
 
 using Buffer = std::vector<float>;
 struct Workspace {
-    Buffer x, qkv, mixed, tile, hidden, pair, pair_hidden, pair_out, bias, scores;
+    Buffer x, qkv, mixed, tile, hidden, pair, pair_hidden, pair_out, bias, momenta, scores;
     Buffer cls, cls_wide, cls_mean, heads;
     std::vector<double> particles;
     std::vector<int32_t> quantized;
@@ -90,9 +90,9 @@ struct Workspace {
     }
 
   private:
-    std::array<Buffer*, 14> buffers() {
+    std::array<Buffer*, 15> buffers() {
         return {&x,    &qkv,       &mixed,  &tile, &hidden,   &pair,     &pair_hidden, &pair_out,
-                &bias, &scores, &cls,  &cls_wide, &cls_mean, &heads};
+                &bias, &momenta, &scores, &cls,  &cls_wide, &cls_mean, &heads};
     }
 };
 

@@ -16,6 +16,8 @@ from .structures import JetArguments
 # the cache; their activations should fit into 1 MiB beside them. A multiple of 48.
 TOKENS = 240
 
+CPU = torch.device("cpu")
+
 # Of `enum Stage`, named as the layers of the network.
 STAGES = ("embed", "pair_embed", "blocks.attn", "blocks.fc", "cls_blocks")
 
@@ -141,7 +143,7 @@ class NativePart(nn.Module):
             raise RuntimeError(
                 "the kernels of this engine cannot be compiled here: accelerate the network anew"
             )
-        with torch.inference_mode(), serial_after_fork() as threads:
+        with serial_after_fork() as threads, torch.inference_mode():
             batch_size, num_features, length = features.shape
             features, vectors = (x.float().contiguous() for x in (features, lorentz_vectors))
             mask = mask.contiguous()
@@ -163,10 +165,21 @@ class NativePart(nn.Module):
             call(library().part_forward, weights.struct, jets, threads=threads)
             self._seconds = seconds
             logits = self.folded.head(cls)
-        with serial_after_fork():
-            return logits.clone()  # out of inference mode: the caller may want to do more with it
+            with torch.inference_mode(False):
+                return logits.clone()  # the caller may want to do more with it
 
     def _check(self, features, lorentz_vectors, mask):
+        channels = len(self.folded.embed.scale)
+        if (
+            getattr(mask, "ndim", 0) == 3
+            and features.shape == (len(mask), channels, mask.shape[2])
+            and lorentz_vectors.shape == (len(mask), 4, mask.shape[2])
+            and mask.shape[1] == 1
+            and features.device == lorentz_vectors.device == mask.device == CPU
+            and features.layout == lorentz_vectors.layout == mask.layout == torch.strided
+            and not any(map(torch.is_complex, (features, lorentz_vectors, mask)))
+        ):
+            return
         inputs = {"features": features, "lorentz_vectors": lorentz_vectors, "mask": mask}
         for name, x in inputs.items():
             if not isinstance(x, torch.Tensor) or x.is_complex():
@@ -174,7 +187,7 @@ class NativePart(nn.Module):
                 raise TypeError(f"{name} should be a tensor of real numbers, not {kind}")
             if x.device.type != "cpu" or x.layout != torch.strided:
                 raise ValueError(f"{name} should be a dense tensor on a CPU, not on {x.device}")
-        channels = {"features": len(self.folded.embed.scale), "lorentz_vectors": 4, "mask": 1}
+        channels = {"features": channels, "lorentz_vectors": 4, "mask": 1}
         batch_size, length = features.shape[0:1], features.shape[2:3]
         for name, x in inputs.items():
             expected = (*batch_size, channels[name], *length)

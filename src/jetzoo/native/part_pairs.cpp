@@ -10,24 +10,30 @@ constexpr double PI = 3.14159265358979323846;
 
 // ln kT, ln z, ln dR, ln m2 of particle i with particles 0 ... i, W at a time; see
 // jetzoo.nn.kinematics. What cancels is computed in float64.
-static void pair_features(const double* p, long n, int i, float* out, long ld) {
+static void pair_features(const double* p, const float* pt, long n, int i, float* out, long ld) {
     const double *px = p, *py = p + n, *pz = p + 2 * n, *energy = p + 3 * n;
-    const double *pt = p + 4 * n, *rapidity = p + 5 * n, *phi = p + 6 * n;
+    const double *rapidity = p + 4 * n, *phi = p + 5 * n;
     for (int j = 0; j <= i; j += W) {
-        vd dphi = phi[i] - loadd(phi + j);
-        dphi = dphi < -PI ? dphi + 2 * PI : (dphi >= PI ? dphi - 2 * PI : dphi);
-        vf angle = narrow(dphi), dy = narrow(rapidity[i] - loadd(rapidity + j));
-        vf delta = vsqrt(dy * dy + angle * angle);
-        vd other = loadd(pt + j), pt_min = other < pt[i] ? other : splatd(pt[i]);
-        vd sum = limited(other + pt[i], EPS, LARGEST * 10);
-        vd e = energy[i] + loadd(energy + j), x = px[i] + loadd(px + j);
-        vd y = py[i] + loadd(py + j), z = pz[i] + loadd(pz + j);
-        vd m2 = e * e - (x * x + y * y + z * z);
-        vd kt = pt_min * __builtin_convertvector(delta, vd);
-        store(out + j, vlog(narrow(limited(kt, EPS, LARGEST))));
-        store(out + ld + j, vlog(narrow(limited(pt_min / sum, EPS, LARGEST))));
-        store(out + 2 * ld + j, vlog(vmax(delta, splat(float(EPS)))));
-        store(out + 3 * ld + j, vlog(narrow(limited(m2, EPS, LARGEST))));
+        float angles[W], distances[W], masses[W];
+        for (int half = 0; half < W; half += W / 2) {
+            const int k = j + half;
+            vd dphi = phi[i] - loadd(phi + k);
+            dphi = dphi < -PI ? dphi + 2 * PI : (dphi >= PI ? dphi - 2 * PI : dphi);
+            vd e = energy[i] + loadd(energy + k), x = px[i] + loadd(px + k);
+            vd y = py[i] + loadd(py + k), z = pz[i] + loadd(pz + k);
+            vd m2 = e * e - (x * x + y * y + z * z);
+            m2 = m2 > EPS ? m2 : EPS - vd{};
+            narrow(dphi, angles + half);
+            narrow(rapidity[i] - loadd(rapidity + k), distances + half);
+            narrow(m2 < LARGEST ? m2 : LARGEST - vd{}, masses + half);
+        }
+        const vf eps = splat(float(EPS)), largest = splat(float(LARGEST));
+        vf angle = load(angles), dy = load(distances), other = load(pt + j);
+        vf delta = vsqrt(dy * dy + angle * angle), pt_min = vmin(splat(pt[i]), other);
+        store(out + j, vlog(vmin(vmax(pt_min * delta, eps), largest)));
+        store(out + ld + j, vlog(vmax(pt_min / vmax(pt[i] + other, eps), eps)));
+        store(out + 2 * ld + j, vlog(vmax(delta, eps)));
+        store(out + 3 * ld + j, vlog(load(masses)));
     }
 }
 
@@ -55,19 +61,21 @@ static void pair_mlp(const NetworkWeights& net, const float* features, long ld, 
 
 void pair_bias(const NetworkWeights& net, int n, long stride, double* p, float* bias, long width,
                Workspace& work) {
+    float* pt = reserve(work.momenta, stride);
+    std::fill(pt, pt + stride, 0.f);
     for (int i = 0; i < n; i++) {
         double x = p[i], y = p[stride + i], z = p[2 * stride + i], e = p[3 * stride + i];
         double ratio = 1 + 2 * z / std::max(e - z, SMALLEST), pt2 = x * x + y * y;
-        p[4 * stride + i] = std::sqrt(pt2);
-        p[5 * stride + i] = 0.5 * std::log(std::max(ratio, SMALLEST));
-        p[6 * stride + i] = std::atan2(y, pt2 > 0 ? x : 1.);
+        p[4 * stride + i] = 0.5 * std::log(std::max(ratio, SMALLEST));
+        p[5 * stride + i] = std::atan2(y, pt2 > 0 ? x : 1.);
+        pt[i] = std::min(std::sqrt(pt2), LARGEST);
     }
     long ld = PAIRS + n + 2 * TILE;
     float* features = reserve(work.pair, 4 * ld);
     float* out = reserve(work.pair_out, net.pair[net.num_pair - 1].m * ld);
     long count = 0;
     for (int i = 0, first = 0; i < n; i++) {
-        pair_features(p, stride, i, features + count, ld);
+        pair_features(p, pt, stride, i, features + count, ld);
         count += i + 1;
         if (count < PAIRS && i + 1 < n) continue;
         tiles(count, [&](auto size, long t) {

@@ -14,7 +14,7 @@ constexpr int W = 4;
 
 typedef float vf __attribute__((vector_size(4 * W)));
 typedef int32_t vi __attribute__((vector_size(4 * W)));
-typedef double vd __attribute__((vector_size(8 * W)));
+typedef double vd __attribute__((vector_size(4 * W)));  // half as many doubles
 #define INLINE static inline __attribute__((always_inline))
 #define EXPORT extern "C" __attribute__((visibility("default")))
 // Python compares the sizes of its mirrors of the structures (jetzoo.native.structures).
@@ -36,11 +36,10 @@ INLINE vd loadd(const double* p) {
     memcpy(&v, p, sizeof v);
     return v;
 }
-INLINE vd splatd(double x) { return x - vd{}; }
-INLINE vf narrow(vd a) { return __builtin_convertvector(a, vf); }
-INLINE vd limited(vd a, double low, double high) {
-    a = a > low ? a : splatd(low);
-    return a < high ? a : splatd(high);
+INLINE void narrow(vd a, float* p) {
+    typedef float half __attribute__((vector_size(2 * W)));
+    half v = __builtin_convertvector(a, half);
+    memcpy(p, &v, sizeof v);
 }
 INLINE vf vmin(vf a, vf b) { return a < b ? a : b; }
 INLINE vf vsqrt(vf a) {
