@@ -1,0 +1,1 @@
+"""The fast engine: networks folded for inference, in micro-batches."""

@@ -1,0 +1,1 @@
+"""What networks share: inputs, layouts, kinematics, blocks, the Particle Transformer."""
