@@ -14,7 +14,7 @@ import torch
 
 from jetzoo import data_config, profiling, repository, schema, tables
 from jetzoo.profiling.configurations import TRIMMER, WeaverNetwork
-from jetzoo.style import OKABE_ITO, STYLE
+from jetzoo.style import OKABE_ITO, STYLE, save
 from jetzoo.tagger import untrained
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,7 +124,7 @@ def save_figure(figure, path):
     tables.writable_folder(path.parent)
     for kind in ("png", "pdf"):
         with tables.atomic(path.with_suffix(f".{kind}")) as partial:
-            figure.savefig(partial, format=kind, dpi=160)
+            save(figure, partial, format=kind, dpi=160)
     print(f"wrote {path.with_suffix('.png')} and .pdf")
 
 

@@ -11,7 +11,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from jetzoo import UserError, tables
-from jetzoo.style import STYLE
+from jetzoo.style import STYLE, save
 
 DPI = 130
 # Figures of a page are small: their letters are, too.
@@ -75,7 +75,7 @@ def draw(panels):
         for kind in ("png", "pdf"):
             buffer = io.BytesIO()
             with mpl.rc_context(STYLE):
-                panel.figure.savefig(buffer, format=kind, dpi=DPI)
+                save(panel.figure, buffer, format=kind, dpi=DPI)
             contents[f"{panel.name}.{kind}"] = buffer.getvalue()
             panel.figure.set_layout_engine("none")  # the layout of the first file serves both
     return contents

@@ -38,8 +38,25 @@ STYLE = {
     "ytick.minor.visible": True,
     "pdf.fonttype": 42,
 }
-# It puts the fonts into PDFs, and warns of the age of those that come with matplotlib.
-logging.getLogger("fontTools").setLevel(logging.ERROR)
+
+
+def save(figure, target, **options):
+    """Save a figure; fontTools, which puts the fonts into PDFs, says only what went wrong.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+    target : str, Path or file
+    **options
+        Of ``figure.savefig``.
+    """
+    logger = logging.getLogger("fontTools")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        figure.savefig(target, **options)
+    finally:
+        logger.setLevel(level)
 
 
 def class_name(label):

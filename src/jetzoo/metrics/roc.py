@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jetzoo import tables
-from jetzoo.style import OKABE_ITO, STYLE, class_name
+from jetzoo.style import OKABE_ITO, STYLE, class_name, save
 
 from .numbers import checked, curves, working_points
 
@@ -96,7 +96,7 @@ def write_report(metrics, figure, folder):
     for kind in ("pdf", "png") if figure else ():
         written.append(folder / f"roc.{kind}")
         drawn = io.BytesIO()  # on a full disk matplotlib would fail in ways of its own
-        figure.savefig(drawn, format=kind, dpi=200)
+        save(figure, drawn, format=kind, dpi=200)
         with tables.atomic(written[-1]) as partial:
             partial.write_bytes(drawn.getbuffer())
     return written
