@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from jetzoo.nn.embed import batch_norm
+from jetzoo.nn.head import classifier
 from jetzoo.nn.inputs import clean_inputs, finish
 from jetzoo.nn.packing import Padded, mean_over_particles, pack, pt_order
 from jetzoo.plugin import build, get_evaluate_fn, get_loss, get_train_fn  # noqa: F401 - weaver's
@@ -111,11 +112,7 @@ class ParticleCNN(nn.Module):
                 stride = 2 if i > 0 and j == 0 else 1
                 self.stages[-1].append(ResidualUnit(dim, out_dim, stride))
                 dim = out_dim
-        self.fc = nn.Sequential()
-        for width, rate in fc_params:
-            self.fc.append(nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Dropout(rate)))
-            dim = width
-        self.fc.append(nn.Linear(dim, num_classes))
+        self.fc = classifier(dim, fc_params, num_classes)
 
     # All at once and outside of compiled graphs, which would break at each one.
     @torch._dynamo.disable

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from jetzoo.nn.embed import batch_norm
+from jetzoo.nn.head import classifier
 from jetzoo.nn.inputs import clean_inputs, finish
 from jetzoo.nn.kinematics import at_least_float32
 from jetzoo.nn.packing import Padded, mean_over_particles, pack
@@ -179,11 +180,7 @@ class DynamicGraphNetwork(nn.Module):
         for k, dims in conv_params:
             self.edge_convs.append(EdgeConv(k, dim, dims))
             dim = dims[-1]
-        self.fc = nn.Sequential()
-        for width, rate in fc_params:
-            self.fc.append(nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Dropout(rate)))
-            dim = width
-        self.fc.append(nn.Linear(dim, num_classes))
+        self.fc = classifier(dim, fc_params, num_classes)
 
     def forward(self, points, features, lorentz_vectors, mask):
         """Logits (B, num_classes) of the four inputs of :meth:`ParticleNet.forward`."""

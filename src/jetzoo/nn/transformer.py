@@ -11,6 +11,7 @@ from torch import nn
 from ..attention import check_backend
 from .blocks import Attention, ClassAttention, ClassBlock, ParticleBlock
 from .embed import Embed
+from .head import classifier
 from .inputs import check_inputs, clean_inputs, finish
 from .packing import Padded, pack, pt_order
 from .pairs import PairEmbed
@@ -109,13 +110,7 @@ class ParticleTransformer(nn.Module):
             for _ in range(num_cls_layers)
         )
         self.norm = nn.LayerNorm(dim)
-        self.fc = None
-        if num_classes is not None:
-            head = []
-            for width, rate in fc_params:
-                head += [nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Dropout(rate))]
-                dim = width
-            self.fc = nn.Sequential(*head, nn.Linear(dim, num_classes))
+        self.fc = None if num_classes is None else classifier(dim, fc_params, num_classes)
         self.reset_parameters()
 
     def core_and_head(self):
