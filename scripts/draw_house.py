@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "jetzoo"
 # From the top: the rooms of a floor, and what the floor is for.
 FLOORS = (
     (("cli",), "the commands"),
-    (("plugin", "networks"), "what weaver asks of a network file"),
+    (("networks", "plugin", "training"), "what weaver asks of a network file"),
     (("interpret", "profiling", "comparison", "export"), "look at a network, or hand it on"),
     (("tagger",), "load and predict"),
     (("acceleration",), "the conductor: fold, int8, kernels"),
@@ -119,8 +119,8 @@ class Floor:
         self.number = number
         self.names, self.purpose = FLOORS[number]
         modules = [contents(files[name]) for name in self.names]
-        # Rooms with many modules are wider.
-        shares = [max(len(text), 72) for text in modules]
+        # Rooms with many modules are wider, but the others have room for their names.
+        shares = [max(len(text), 90) for text in modules]
         free = RIGHT - LEFT - GAP * (len(shares) - 1)
         self.widths = [free * share / sum(shares) for share in shares]
         self.modules = [
