@@ -1,13 +1,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test fuzz lint docs clean
 
 demo: .venv/.installed
 	./train_QuarkGluon.sh ParT kin --demo
 
 test: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# The random files and options of `make test`, but other ones at each run, and 80 times as many.
+fuzz: .venv/.installed
+	JETZOO_FUZZ=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_hostile.py
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
