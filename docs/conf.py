@@ -134,6 +134,6 @@ def find_reference(app, env, node, contnode):
 
 def setup(app):
     """Register the above with Sphinx."""
-    app.connect("builder-inited", write_api_pages)
+    app.connect("builder-inited", write_api_pages, priority=400)  # before autosummary reads them
     app.connect("autodoc-process-docstring", escape_bars, priority=400)  # before numpydoc
     app.connect("missing-reference", find_reference)

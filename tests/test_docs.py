@@ -79,6 +79,15 @@ def test_links(page):
     assert missing == []
 
 
+def test_tests_that_the_pages_name_exist():
+    named = {
+        x for page in PAGES for x in re.findall(r"`(test_\w+\.py)::(test_\w+)`", page.read_text())
+    }
+    assert len(named) > 100
+    for file, name in sorted(named):
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{file}::{name}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_python_of_a_page(page):
     for block in [*blocks(page, "python"), *blocks(page, "{code-cell} python")]:
