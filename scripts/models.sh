@@ -131,5 +131,7 @@ check_weights() {
         problem "$1 $2 cannot be read: permission denied."
     elif ! starts_with "$2" $'PK\x03\x04' && ! starts_with "$2" $'\x80'; then
         problem "$1 $2 is not a file of weights that PyTorch wrote."
+    elif starts_with "$2" PK && ! is_whole "$2"; then
+        problem "$1 $2 is cut: its end is missing."
     fi
 }

@@ -232,6 +232,14 @@ check_weaver_options() {
     for name in gpus predict-gpus; do
         check_number "--$name" "the numbers of GPUs, such as 0 or 0,1" '^([0-9]+(, *[0-9]+)*)?$'
     done
+    if given --run-mode && [[ ! $value =~ ^(train|val|test)(,(train|val|test))*$ ]]; then
+        die "--run-mode needs some of train, val and test, such as train,val, not ${value@Q}."
+    fi
+    # weaver has these four under any case, the others are those of PyTorch, which is slow to ask.
+    if given --optimizer && [[ ! ${value,,} =~ ^(ranger|adam|adamw|radam|)$ ]]; then
+        python3 -c 'import sys, torch; issubclass(getattr(torch.optim, sys.argv[1]),
+            torch.optim.Optimizer)' "$value" 2>/dev/null || die "There is no --optimizer ${value@Q}."
+    fi
     check_literals
     check_paths
 }
@@ -272,8 +280,17 @@ check_paths() {
     for path in "$root" "$load" "$profile" "$resume" "${JETZOO_PATH:-}"; do
         check_path "$path"
     done
-    for name in -c --data-config --data-config-val --data-config-test -n --network-config \
-        -m --model-prefix --load-model-weights --predict-output --log-file --export-onnx \
+    for name in -c --data-config --data-config-val --data-config-test -n --network-config; do
+        if given "$name"; then
+            check_path "$value"
+            [[ -f $value && -r $value ]] || die "$name ${value@Q} is not a file that can be read."
+        fi
+    done
+    if given --load-epoch && name=$value && given -m --model-prefix && [[ $value != *.pt ]]; then
+        value+=_epoch-$((10#${name#+}))_state.pt
+        [[ -f $value ]] || die "--load-epoch $name: there is no file $value."
+    fi
+    for name in -m --model-prefix --load-model-weights --predict-output --log-file --export-onnx \
         -i --data-train -l --data-val -t --data-test; do
         if given "$name"; then
             for path in "$value" "${values[@]}"; do

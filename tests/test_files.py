@@ -80,6 +80,8 @@ def broken(change):
 
 
 WEIGHT = "mod.blocks.0.fc1.weight"
+ROUND = {}
+ROUND["state_dict"] = ROUND
 VARIANCE = "mod.embed.input_bn.running_var"
 COUNT = "mod.embed.input_bn.num_batches_tracked"
 
@@ -91,6 +93,7 @@ COUNT = "mod.embed.input_bn.num_batches_tracked"
         (broken(lambda s: {**s, 1: s[WEIGHT]}), "not a state dict"),
         (broken(lambda s: {"state_dict": {2: s[WEIGHT]}}), "not a state dict"),
         (broken(lambda s: {}), "not a state dict"),
+        (broken(lambda s: ROUND), "not a state dict"),
         (broken(lambda s: {**s, WEIGHT: "text"}), "not a state dict"),
         (broken(lambda s: {**s, WEIGHT: s[WEIGHT].to(torch.int8)}), "fc1.weight of type int8"),
         (broken(lambda s: {**s, WEIGHT: s[WEIGHT].long()}), "fc1.weight of type int64"),
@@ -117,6 +120,11 @@ def test_broken_weights(part, tmp_path, write, message):
     with pytest.raises(UserError, match=message) as caught:
         load_part(path)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_weights_alone_are_no_int8_network(part):
+    with pytest.raises(UserError, match="net.pt is no int8 network: give a network"):
+        jetzoo.load(part / "net.pt")
 
 
 def test_weights_never_run_code(part, tmp_path):
@@ -267,6 +275,10 @@ TRACE = "trace"  # a file that code in an int8 file would make, in the present f
         (set_shape("w_resid", "32"), "shape of .* damaged"),
         (edited(lambda c: c["layout"].update(cls=[[], None])), "shape of cls .* damaged"),
         (edited(lambda c: c["tensors"].update(float32=torch.ones(3))), "more or fewer numbers"),
+        (
+            edited(lambda c: c["data_config"]["new_variables"].update(a="b", b="a", part_pt="a")),
+            "made of each other",
+        ),
         (edited(lambda c: c["tensors"].update(int8=torch.ones(3))), "type 'int8' .* damaged"),
         (edited(lambda c: c["tensors"].update(float32=[1.0])), "type 'float32' .* damaged"),
         (

@@ -79,7 +79,7 @@ def test_a_backend_that_is_not_for_this_device(part, tmp_path, capsys, monkeypat
     assert "ParT cannot run on cpu with the option" in found and "attention 'triton'" in found
 
 
-@pytest.mark.parametrize("device", ["meta", "nonsense", "cuda:99", "cpu:x", "", "3,4"])
+@pytest.mark.parametrize("device", ["meta", "hpu", "nonsense", "cuda:99", "cpu:x", "", "3,4"])
 @pytest.mark.parametrize("fast", [True, False])
 def test_devices(part, tmp_path, capsys, device, fast):
     options = {name: repr(x) for name, x in TINY.items()}

@@ -103,6 +103,17 @@ def test_numbers_that_python_takes(dry_run):
     assert (args.batch_size, args.start_lr, args.data_fraction) == (1024, 5e-4, 0.1)
 
 
+def test_choices(dry_run, refused):
+    refused("--run-mode", "tset", fragments=["--run-mode", "'tset'"])
+    refused("--optimizer", "nadam", fragments=["--optimizer", "'nadam'"])
+    refused("--optimizer", "lr_scheduler", fragments=["--optimizer", "'lr_scheduler'"])
+    for name in ("Ranger", "SGD"):
+        _, args = dry_run("QuarkGluon", "--optimizer", name, "--run-mode", "train,val")
+        assert (args.optimizer, args.run_mode) == (name, ["train", "val"])
+    for name in ("-c", "--data-config", "-n", "--network-config"):
+        refused(name, "absent", fragments=[name, "'absent' is not a file"])
+
+
 def test_seed(dry_run):
     for words in (["--seed", "7"], ["--seed=7"], ["--seed", "007"]):
         _, args = dry_run("TopLandscape", "PN", *words)
@@ -148,6 +159,10 @@ def test_weights(refused, tmp_path):
         refused("--load", name, fragments=["--load", name])
         refused("--predict", "--load", name, fragments=["--load", name])
         refused("--load-model-weights", name, fragments=["--load-model-weights"])
+    (tmp_path / "cut.pt").write_bytes(touch(tmp_path / "net.pt").read_bytes()[:-1])
+    for option in (["--load"], ["--predict", "--load"], ["--load-model-weights"]):
+        refused(*option, "cut.pt", fragments=[option[-1], "cut.pt is cut"])
+    refused("-m", "a/net", "--load-epoch", "3", fragments=["--load-epoch 3", "a/net_epoch-3"])
     if os.geteuid():
         touch(tmp_path / "secret.pt").chmod(0)
         refused("--load", "secret.pt", fragments=["secret.pt", "permission"])

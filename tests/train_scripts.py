@@ -21,7 +21,9 @@ FEATURES = {
 # Where the runs of PFN on QuarkGluon go.
 FOLDER = Path("training") / "QuarkGluon" / "PFN" / "kin"
 # The first bytes of what weaver reads.
-MAGIC = {".root": b"root", ".parquet": b"PAR1", ".h5": b"\x89HDF", ".pt": b"PK\x03\x04"}
+# Of weights the last 22 bytes are looked at, too: PyTorch writes zip files.
+WHOLE_ZIP = b"PK\x03\x04" + b"PK\x05\x06" + bytes(18)
+MAGIC = {".root": b"root", ".parquet": b"PAR1", ".h5": b"\x89HDF", ".pt": WHOLE_ZIP}
 # A weaver that writes predictions, and nothing else.
 WRITE_PREDICTIONS = """
 while [[ $1 != --predict-output ]]; do shift; done

@@ -1,5 +1,6 @@
 """Files of weights: reading a state dict once, and loading it into a network."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -11,6 +12,9 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # What PyTorch puts before the names of all weights of a network that it wraps.
 WRAPPERS = ("module.", "_orig_mod.")
+
+# Weights may lie within {"state_dict": ...} so often; a damaged file may even hold itself.
+DEEPEST = 8
 
 
 def read(path):
@@ -36,7 +40,9 @@ def read(path):
     if not Path(path).is_file():
         raise UserError(f"{path} is not a checkpoint, but a folder or a device.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the kind of file, which is judged here
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises anything of a file that it did not write
         raise UserError(f"{path} is not a checkpoint that can be read.") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -87,8 +93,9 @@ def unwrapped(state, own):
     -------
     dict of str
     """
-    while isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    for _ in range(DEEPEST):
+        if isinstance(state.get("state_dict"), dict):
+            state = state["state_dict"]
     if not all(isinstance(key, str) for key in state):
         return {}
     while prefix := next((x for x in WRAPPERS if _all_begin(state, x)), None):

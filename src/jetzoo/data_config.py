@@ -7,6 +7,7 @@ import re
 
 import awkward as ak
 import numpy as np
+import yaml
 from weaver.utils.data.config import DataConfig
 from weaver.utils.data.eval_utils import _get_data_var_names
 from weaver.utils.data.preprocess import _build_new_variables
@@ -19,7 +20,7 @@ from jetzoo.repository import reason
 # Types of columns: one number for each jet, or one for each of its particles.
 NUMBERS = re.compile(r"(var \* )?(bool|u?int(8|16|32|64)|float(16|32|64)|unknown)")
 
-# Particles of a jet that an int8 file may ask for; the published settings have 128.
+# Particles of a jet that a data config may ask for; the published settings have 128.
 LONGEST = 2**16
 
 
@@ -46,6 +47,10 @@ def read(name_or_path):
     """
     path = repository.data_config(name_or_path)
     try:
+        content = yaml.safe_load(path.read_bytes())
+        if not isinstance(content, dict):
+            raise UserError("It has no fields, such as inputs and labels.")
+        _check_circles(content.get("new_variables"))
         config = SimpleIterDataset({}, str(path), for_training=False).config
         _check_structure(config)
     except UserError as error:
@@ -75,13 +80,11 @@ def from_options(options):
     try:
         for value in options["labels"]["value"]:
             check_formula(value)  # weaver pastes it into a formula of its own
+        _check_circles(options.get("new_variables"))
         config = DataConfig(print_info=False, **options)
         _check_structure(config)
         for name in (n for names in config.input_dicts.values() for n in names):
             check_name(name)
-        lengths = [params["length"] for params in config.preprocess_params.values()]
-        if not all(x is None or 0 < x <= LONGEST for x in lengths):
-            raise UserError(f"The data config should pad jets to 1 ... {LONGEST} particles.")
         for name, formula in config.var_funcs.items():
             if name != config.weight_name:  # for the training alone, and never evaluated here
                 check_formula(formula)
@@ -92,6 +95,17 @@ def from_options(options):
     return config
 
 
+def _check_circles(formulas):
+    """Raise a :class:`jetzoo.UserError` if a variable is made of itself: weaver would never end."""
+    formulas = {k: v for k, v in (formulas or {}).items() if k != v and isinstance(v, str)}
+    made_of = {k: set(_get_data_var_names(v)) & formulas.keys() for k, v in formulas.items()}
+    while ready := [name for name, others in made_of.items() if not others & made_of.keys()]:
+        for name in ready:
+            del made_of[name]
+    if made_of:
+        raise UserError(f"Of {', '.join(made_of)}, some are made of each other.")
+
+
 def _check_structure(config):
     """Raise a :class:`jetzoo.UserError` unless a data config describes a classification."""
     if config.label_type != "simple":
@@ -100,6 +114,13 @@ def _check_structure(config):
         raise UserError("The labels of a classification are a list of names.")
     if not config.input_dicts or not all(config.input_dicts.values()):
         raise UserError("It has no inputs, or an input without variables.")
+    lengths = [params["length"] for params in config.preprocess_params.values()]
+    if not all(x is None or (type(x) is int and 0 < x <= LONGEST) for x in lengths):
+        raise UserError(f"The data config should pad jets to 1 ... {LONGEST} particles.")
+    for name, params in config.preprocess_params.items():
+        values = [params[key] for key in ("center", "scale", "min", "max")]
+        if not all(x in (None, "auto") or np.isfinite(x) for x in values):
+            raise UserError(f"The standardisation of {name} is not made of finite numbers.")
     for name, formula in config.var_funcs.items():
         if not isinstance(formula, str):
             raise UserError(f"The formula of {name} is {formula!r} instead of a text.")

@@ -149,6 +149,8 @@ def true_labels(tagger, jets):
     table = jets[sorted(branches)]
     try:
         for name in branches:
+            if not NUMBERS.fullmatch(str(table[name].type.content)):
+                raise TypeError(f"{name} holds no numbers")
             table[name] = ak.fill_none(table[name], np.nan, axis=0)
         table = add_variables(table, variables | classes)
         flags = np.stack([np.asarray(table[name], np.float64) for name in classes], axis=1)
@@ -156,7 +158,7 @@ def true_labels(tagger, jets):
             raise ValueError("a label is a list")
     except MISFITS as error:
         raise UserError(f"The label is one number for each jet: {names} holds others.") from error
-    bad = ~np.isin(flags, (0, 1)).all(1) | (flags.sum(1) != 1)
+    bad = ~np.isin(flags, (0, 1)).all(1) | ((flags == 1).sum(1) != 1)
     if bad.any():
         raise UserError(
             f"{bad.sum():,} of {len(bad):,} jets have labels ({names}) that are not one of the "

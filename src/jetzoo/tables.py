@@ -131,8 +131,9 @@ def _reading(path):
     except UserError:
         raise
     except Exception as error:  # of a damaged file uproot raises anything, RecursionError included
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        raise UserError(f"{path} cannot be read as {path.suffix[1:]}: {reason}") from error
+        reason = next(iter(str(error).strip().splitlines()), "").strip(" ,.:")
+        reason = reason or type(error).__name__
+        raise UserError(f"{path} cannot be read as {path.suffix[1:]}: {reason}.") from error
 
 
 def _tree(file, path, treename):

@@ -64,6 +64,10 @@ def load(network, checkpoint=None, data_config=None, device=None, fast=False, **
         check_device(known_device(device or "cpu"))
         model, config = int8_file.read(content, checkpoint, network, data_config, options)
         return Tagger(lower(model), config)
+    if network is None:
+        raise UserError(
+            f"{checkpoint} is no int8 network: give a network and a data config with its weights."
+        )
     tagger = untrained(network, data_config, device, **options)
     load_weights(tagger.model, content, checkpoint, network)
     if fast:
@@ -130,7 +134,7 @@ def usable_device(device):
     known = known_device(device)
     try:
         torch.zeros(1, device=known).add(1).item()
-    except (RuntimeError, AssertionError) as error:  # 'meta' has no numbers
+    except Exception as error:  # "meta" has no numbers, "hpu" is a package that is not installed
         raise UserError(f"The device {device!r} cannot be used: {reason(error)}.") from error
     return known
 
@@ -234,16 +238,18 @@ class Tagger:
             As :meth:`inputs`.
         """
         columns = self.columns(jets)
-        scores = [np.empty((0, len(self.classes)), np.float32)]
+        good = finite(columns)
+        scores = np.full((len(columns), len(self.classes)), np.nan, np.float32)
         for start in range(0, len(columns), batch_size):
-            part = columns[start : start + batch_size]
-            inputs = self.inputs(part).values()
-            logits = self.model(*(torch.from_numpy(x).to(self.device) for x in inputs))
-            scores.append(logits.float().softmax(dim=1).numpy(force=True))
-            scores[-1][~finite(part)] = np.nan
+            # weaver would warn of each branch with a NaN, and make a number of it.
+            rows = start + np.flatnonzero(good[start : start + batch_size])
+            if len(rows):
+                inputs = self.inputs(columns[rows]).values()
+                logits = self.model(*(torch.from_numpy(x).to(self.device) for x in inputs))
+                scores[rows] = logits.float().softmax(dim=1).numpy(force=True)
             if progress is not None:
-                progress.update(len(scores[-1]))
-        return np.concatenate(scores)
+                progress.update(len(columns[start : start + batch_size]))
+        return scores
 
     __call__ = predict
 

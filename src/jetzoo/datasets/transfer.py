@@ -116,7 +116,9 @@ def _request(url, **options):
             return error
         raise _Unavailable(f"HTTP {error.code} {error.reason}") from error
     except (OSError, HTTPException, ValueError) as error:
-        raise _Unavailable(str(getattr(error, "reason", error))) from error
+        # What a server sent may be of several lines.
+        said = " ".join(str(getattr(error, "reason", error)).split())
+        raise _Unavailable(said or type(error).__name__) from error
 
 
 def _length(response):
