@@ -60,7 +60,7 @@ class LinformerAttention(LinformerSelfAttention):
         if bias is not None:
             bias = bias.masked_fill(padding[:, None, None, :], 0).transpose(-2, -1)
             bias = self.to_slots(bias, proj_k).transpose(-2, -1)  # (B, H, n, k)
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        q, k, v = (t.unflatten(-1, (self.heads, self.dim_head)).transpose(1, 2) for t in (q, k, v))
         # On a CPU in float32, as the slots are: there are few of them.
         with torch.autocast(x.device.type, enabled=x.is_cuda):
             out = attention(
@@ -71,7 +71,9 @@ class LinformerAttention(LinformerSelfAttention):
                 dropout_p=self.dropout.p if self.training else 0.0,
                 backend=self.backend,
             )  # (B, H, n, d)
-        return self.to_out(layout.unpad(out.transpose(1, 2).flatten(2)))
+        # The exporter writes `flatten` such that it fails without jets.
+        out = out.transpose(1, 2).reshape(*padding.shape, self.heads * self.dim_head)
+        return self.to_out(layout.unpad(out))
 
     def slot_projection(self):
         """Matrix (seq_len, slots) that mixes the keys of all ranks in pT into the slots."""

@@ -164,7 +164,7 @@ class ReformerAttention(nn.Module):
     def vectors(self, x, layout):
         """Projected tokens (..., D) as vectors (B * H, n, d) of the heads, zero in the padding."""
         x = layout.pad(x).masked_fill(~layout.mask[..., None], 0)
-        x = x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        x = x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
         # Of `flatten(0, 1)` the ONNX exporter takes the length for a constant.
         return x.reshape(-1, layout.mask.shape[1], self.head_dim)
 

@@ -56,6 +56,7 @@ def test_float32(name, folder):
     for counts, length in BATCHES:
         jets = repad(make_jets(counts), length)
         torch.testing.assert_close(run(path, jets), network(*jets), atol=1e-4, rtol=1e-4)
+    assert run(path, [x[:0] for x in jets]).shape == (0, 2)
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ class Attention(nn.Module):
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim {embed_dim} is no multiple of num_heads {num_heads}")
         check_backend(backend)
-        self.num_heads = num_heads
+        self.num_heads, self.head_dim = num_heads, embed_dim // num_heads
         self.dropout = dropout
         self.backend = backend
         self.in_proj = nn.Linear(embed_dim, 3 * embed_dim)
@@ -70,7 +70,7 @@ class Attention(nn.Module):
 
     def heads(self, x):
         """(B, L, D) to (B, H, L, d)."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
 
     def attend(self, q, k, v, bias, mask):
         """Attention of projected (B, L, D) queries to (B, S, D) keys and values: (B, L, D)."""
@@ -84,7 +84,8 @@ class Attention(nn.Module):
             dropout_p=dropout,
             backend=self.backend,
         )
-        return out.transpose(1, 2).flatten(2)
+        # The exporter writes `flatten` such that it fails without jets.
+        return out.transpose(1, 2).reshape(q.shape)
 
     def forward(self, x, layout, bias=None):
         """Self-attention of the tokens of each jet.
