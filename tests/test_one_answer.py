@@ -2,6 +2,8 @@
 
 import copy
 import math
+import multiprocessing
+import os
 import pickle
 import resource
 import threading
@@ -214,6 +216,34 @@ def test_threads_that_call_a_fresh_engine_at_once_agree(part):
         assert len(found) == 8
         for logits in found:
             torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def answer_in_child(fast, inputs, queue):
+    queue.put(fast(*inputs).tolist())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("name", ["PN", "LinformerParT", "PFN"])
+def test_forked_processes_answer(name, precision):
+    """Those that run in PyTorch, whose threads do not exist in the child; ParT: test_native."""
+    calibration = {"calibration": tuple(make_jets((30,) * 16))} if precision == "int8" else {}
+    fast = jetzoo.accelerate(build(name), precision, **calibration)
+    inputs = make_jets((128, 100))
+    threads, context = torch.get_num_threads(), multiprocessing.get_context("fork")
+    try:
+        torch.set_num_threads(2)
+        expected, queue = fast(*inputs), context.Queue()
+        child = context.Process(target=answer_in_child, args=(fast, inputs, queue))
+        child.start()
+        try:
+            torch.testing.assert_close(torch.tensor(queue.get(timeout=60)), expected)
+        finally:
+            child.kill()
+            child.join()
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", [n for n in NETWORKS if "FineTune" not in n])

@@ -14,6 +14,7 @@ from .engine.folding import fold, freeze
 from .int8.quantize import check_device, check_method, quantize
 from .int8.tuning import fine_tune as fine_tuned
 from .native import part as native_part
+from .native.calls import serial_after_fork
 from .nn.inputs import check_inputs
 
 logger = logging.getLogger("jetzoo")
@@ -144,5 +145,5 @@ class Accelerated(nn.Module):
         if self.kernels is not None:  # which check their inputs
             return self.kernels(points, features, lorentz_vectors, mask)
         check_inputs(points, features, lorentz_vectors, mask)
-        with torch.no_grad():
+        with torch.no_grad(), serial_after_fork():
             return self.network(points, features, lorentz_vectors, mask)
