@@ -176,7 +176,7 @@ def takes_pairs(x, layers, product=None):
     ----------
     x : Tensor, (C, P)
     layers : nn.Sequential
-        A batch norm, then a product, a batch norm and a GELU, repeated; the last GELU may be absent.
+        A batch norm, then a product, a batch norm and a GELU, repeated; the last GELU may lack.
     product : type, optional
         The class of the products: ``nn.Conv1d``, or one that computes the same. Default: that of
         the first product.

@@ -36,8 +36,8 @@ class ParticleTransformer(nn.Module):
     sort_by_pt : bool
         Put particles in order of descending pT, for mixers that depend on the order.
     embed_dims : sequence of int
-        Widths of the particle embedding; the last is the width of the tokens. Without any, the
-        features are tokens already.
+        Widths of the particle embedding; the last is the width of the tokens. None: the features
+        are tokens already.
     pair_embed_dims : sequence of int
         Hidden widths of the pair embedding.
     num_heads, num_layers, num_cls_layers, ffn_ratio : int
@@ -90,8 +90,8 @@ class ParticleTransformer(nn.Module):
                 raise ValueError(f"{name} must be at least 0 and less than 1, not {rate}")
         self.sort_by_pt = sort_by_pt
         self.for_inference = for_inference
-        dim = embed_dims[-1] if embed_dims else input_dim
-        self.embed = Embed(input_dim, embed_dims) if embed_dims else nn.Identity()
+        dim = input_dim if embed_dims is None else embed_dims[-1]
+        self.embed = nn.Identity() if embed_dims is None else Embed(input_dim, embed_dims)
         self.pair_embed = None
         if pair_bias:
             self.pair_embed = PairEmbed(
