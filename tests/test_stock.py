@@ -297,9 +297,11 @@ def test_particles_and_vertices(kernels, options, monkeypatch):
     close(logits[[0, 1, 3, 4, 5, 6]], expected[[0, 1, 3, 4, 5, 6]])
 
 
-@pytest.mark.parametrize("options", [{}, {"for_inference": True}], ids=str)
-def test_particle_net(options):
-    model = stirred(ParticleNet(7, 3, use_fusion=False, **GRAPH, **options))
+@pytest.mark.parametrize(
+    "options", [{}, {"use_fusion": False}, {"use_fusion": False, "for_inference": True}], ids=str
+)
+def test_particle_net(options, caplog):
+    model = stirred(ParticleNet(7, 3, **GRAPH, **options))
     jets = make_jets(COUNTS)
     points, features, _, mask = jets
     expected = exact(model, points, features, mask)
@@ -307,6 +309,17 @@ def test_particle_net(options):
     close(fast(points, features, mask), expected)
     close(fast(features=features, points=points, mask=mask), expected)
     close(jetzoo.accelerate(GraphWrapper(model))(*jets), expected)
+    assert caplog.text == ""
+
+
+def test_what_particle_net_lacks(caplog):
+    points, features, _, mask = make_jets(COUNTS)
+    for option in ("use_counts", "use_fts_bn"):
+        model = stirred(ParticleNet(7, 3, **GRAPH, **{option: False}))
+        caplog.clear()
+        fast = jetzoo.accelerate(model)
+        assert len(caplog.records) == 1 and option in caplog.text
+        assert runs_as_it_is(fast, model, points, features, mask)
 
 
 UNKNOWN = {

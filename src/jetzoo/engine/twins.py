@@ -150,7 +150,6 @@ def pair_options(pair):
 def graph_twin(net):
     """The twin of weaver's ``ParticleNet`` without its softmax."""
     require(not net.for_segmentation, "for_segmentation")
-    require(not net.use_fusion, "use_fusion")
     require(net.use_fts_bn, "use_fts_bn=False")
     require(net.use_counts, "use_counts=False")
     twin = network_module("PN").ParticleNet(
@@ -160,6 +159,7 @@ def graph_twin(net):
             (block.k, [conv.out_channels for conv in block.convs]) for block in net.edge_convs
         ],
         fc_params=[(layer[0].out_features, layer[2].p) for layer in net.fc[:-1]],
+        use_fusion=net.use_fusion,
     )
     load_twin(twin.mod, net)
     return twin.eval()
