@@ -163,7 +163,7 @@ class DynamicGraphNetwork(nn.Module):
 
     Parameters
     ----------
-    input_dim, num_classes, conv_params, fc_params, for_inference
+    input_dim, num_classes, conv_params, fc_params, use_fusion, for_inference
         See :class:`ParticleNet`.
     """
 
@@ -171,7 +171,7 @@ class DynamicGraphNetwork(nn.Module):
     # Kinds of layers for `jetzoo profile`.
     layer_kinds = {"bn_fts": "embedding", "edge_convs": "edge convolutions", "fc": "head"}
 
-    def __init__(self, input_dim, num_classes, conv_params, fc_params, for_inference):
+    def __init__(self, input_dim, num_classes, conv_params, fc_params, use_fusion, for_inference):
         super().__init__()
         self.layout = Padded if for_inference else pack
         self.bn_fts = nn.BatchNorm1d(input_dim)
@@ -180,6 +180,13 @@ class DynamicGraphNetwork(nn.Module):
         for k, dims in conv_params:
             self.edge_convs.append(EdgeConv(k, dim, dims))
             dim = dims[-1]
+        self.fusion_block = None
+        if use_fusion:
+            width = sum(dims[-1] for _, dims in conv_params)
+            dim = min(max(width // 128 * 128, 128), 1024)
+            self.fusion_block = nn.Sequential(
+                RowConv1d(width, dim, kernel_size=1, bias=False), nn.BatchNorm1d(dim), nn.ReLU()
+            )
         self.fc = classifier(dim, fc_params, num_classes)
 
     def forward(self, points, features, lorentz_vectors, mask):
@@ -190,8 +197,13 @@ class DynamicGraphNetwork(nn.Module):
         layout = self.layout(mask)
         points = layout.take(points)
         x = batch_norm(self.bn_fts, layout.take(features))
+        found = []
         for edge_conv in self.edge_convs:
             points = x = edge_conv(points, x, layout)
+            found.append(x)
+        if self.fusion_block is not None:
+            conv, bn, act = self.fusion_block
+            x = act(batch_norm(bn, conv(torch.cat(found, dim=-1))))
         x = mean_over_particles(x, layout)  # (B, C)
         return finish(self.fc(x), finite, lorentz_vectors)
 
@@ -208,6 +220,9 @@ class ParticleNet(nn.Module):
         Number of neighbours and widths of each edge convolution.
     fc_params : sequence of (int, float)
         Width and dropout of each hidden layer after the average.
+    use_fusion : bool
+        Average what one more layer makes of the outputs of all edge convolutions together, not that
+        of the last alone.
     for_inference : bool
         Return probabilities and keep the padding, so that the graph can be exported.
     """
@@ -221,13 +236,14 @@ class ParticleNet(nn.Module):
         *,
         conv_params=((16, (64, 64, 64)), (16, (128, 128, 128)), (16, (256, 256, 256))),
         fc_params=((256, 0.1),),
+        use_fusion=False,
         for_inference=False,
     ):
         super().__init__()
         self.for_inference = for_inference
         # Published weights carry the prefix `mod.`.
         self.mod = DynamicGraphNetwork(
-            input_dim, num_classes, conv_params, fc_params, for_inference
+            input_dim, num_classes, conv_params, fc_params, use_fusion, for_inference
         )
 
     def forward(self, points, features, lorentz_vectors, mask):

@@ -25,6 +25,20 @@ PAIRS = {"cpu": 4096, "cuda": 2**20}
 SHORT = 192
 
 
+class NoEmbed(nn.Module):
+    """Features that are tokens already, as a :class:`FoldedEmbed` of no layer."""
+
+    def __init__(self, cls_token):
+        super().__init__()
+        self.register_buffer("scale", torch.ones_like(cls_token).flatten())
+        self.register_buffer("shift", torch.zeros_like(cls_token).flatten())
+        self.eps, self.layers = [], nn.ModuleList()
+
+    def forward(self, x):
+        """(..., D) itself."""
+        return x
+
+
 class FoldedEmbed(nn.Module):
     """:class:`jetzoo.nn.embed.Embed`."""
 
@@ -54,6 +68,7 @@ class FoldedPairEmbed(nn.Module):
     def __init__(self, pair_embed, dtype):
         super().__init__()
         self.num_heads = pair_embed.out_dim
+        self.remove_self_pair = pair_embed.remove_self_pair
         first, *rest = pair_embed.embed
         scale, shift = fold_batch_norm(first)
         self.layers = nn.Sequential()
@@ -62,8 +77,9 @@ class FoldedPairEmbed(nn.Module):
             if not self.layers:
                 weight, bias = weight * scale, bias + weight @ shift
             scale, shift = fold_batch_norm(bn)
+            gelu = len(self.layers) < len(rest) // 3  # the last layer may be without
             self.layers.append(
-                Dense(weight * scale[:, None], bias * scale + shift, dtype, gelu=True)
+                Dense(weight * scale[:, None], bias * scale + shift, dtype, gelu=gelu)
             )
 
     def forward(self, vectors):
@@ -87,7 +103,10 @@ class FoldedPairEmbed(nn.Module):
         high, low = torch.maximum(rank[:, None], rank), torch.minimum(rank[:, None], rank)
         pair = (high * (high + 1) // 2 + low).flatten()  # (n * n,)
         bias = bias.view(self.num_heads, batch_size, -1).index_select(2, pair)
-        return bias.unflatten(2, (length, length))
+        bias = bias.unflatten(2, (length, length))
+        if self.remove_self_pair:
+            bias.diagonal(dim1=2, dim2=3).zero_()
+        return bias
 
 
 class FoldedAttention(nn.Module):

@@ -14,6 +14,7 @@ from .layers import (
     FoldedEmbed,
     FoldedFeedForward,
     FoldedPairEmbed,
+    NoEmbed,
     OtherMixer,
 )
 
@@ -37,7 +38,11 @@ class FoldedTransformer(nn.Module):
     def __init__(self, part, head, dtype):
         super().__init__()
         self.sort_by_pt = part.sort_by_pt
-        self.embed = FoldedEmbed(part.embed, dtype)
+        self.embed = (
+            NoEmbed(part.cls_token)
+            if isinstance(part.embed, nn.Identity)
+            else FoldedEmbed(part.embed, dtype)
+        )
         self.pair_embed = (
             None if part.pair_embed is None else FoldedPairEmbed(part.pair_embed, dtype)
         )

@@ -17,6 +17,20 @@ PERCENTILE = 1e-4
 PER_CALL = 2**14
 
 
+def first_jets(calibration, limit=CALIBRATION_JETS):
+    """The first jets of what a user gave, as tuples of tensors, unchecked."""
+    if isinstance(calibration, (tuple, list)) and any(map(torch.is_tensor, calibration)):
+        calibration = [calibration]
+    count = 0
+    for batch in calibration:
+        if isinstance(batch[0], dict):  # weaver's (inputs, labels, observers)
+            batch = tuple(batch[0].values())
+        yield tuple(x[: limit - count] if torch.is_tensor(x) else x for x in batch)
+        count += len(batch[0])
+        if count >= limit:
+            return
+
+
 def calibration_batches(calibration, limit=CALIBRATION_JETS):
     """The first jets of what a user gave, as a list of tuples of the four inputs.
 
@@ -25,19 +39,15 @@ def calibration_batches(calibration, limit=CALIBRATION_JETS):
     UserError
         If there are none, or some are not finite.
     """
-    if isinstance(calibration, (tuple, list)) and any(map(torch.is_tensor, calibration)):
-        calibration = [calibration]
-    batches, count = [], 0
-    for batch in calibration:
-        if isinstance(batch[0], dict):  # weaver's (inputs, labels, observers)
-            batch = tuple(batch[0].values())
+    batches = []
+    for batch in first_jets(calibration, limit):
         shapes = [tuple(x.shape) for x in batch if torch.is_tensor(x) and x.ndim == 3]
         if len(shapes) != 4 or any((b, 1, n) != shapes[3] for b, _, n in shapes):
             raise UserError(
                 "Calibration jets are the four inputs of a network, (B, C, N) and a mask, or "
                 "batches of weaver's loader."
             )
-        jets = [x[: limit - count].cpu() for x in batch]
+        jets = [x.cpu() for x in batch]
         *inputs, mask = jets
         real = mask.bool()
         bad = ~torch.stack([(x.isfinite() | ~real).flatten(1).all(1) for x in inputs]).all(0)
@@ -47,10 +57,7 @@ def calibration_batches(calibration, limit=CALIBRATION_JETS):
                 "infinite: clean the file, or give another one."
             )
         batches.append(tuple(jets))
-        count += len(mask)
-        if count >= limit:
-            break
-    if count == 0:
+    if not sum(len(batch[0]) for batch in batches):
         raise UserError("There are no jets to calibrate with.")
     return batches
 

@@ -23,6 +23,7 @@ struct PairLayer {                    // widths are padded to multiples of 16
 };
 struct PairArguments {
     int64_t num_pairs, num_layers, last;  // the layer whose sums are asked for, from 1 on
+    int64_t activated;                    // whether a GELU follows the last layer, too
     const int64_t* widths;                // (num_layers + 1)
     const float* x;                       // (inputs, P)
     const PairLayer* layers;
@@ -61,6 +62,13 @@ static PairTile make_tile(const PairArguments& p, Scratch& scratch) {
     return t;
 }
 
+// What follows the norm of layer `l`: a GELU, or nothing.
+INLINE vf activation(const PairArguments& p, int l, vf z, vf& slope) {
+    if (l < p.num_layers || p.activated) return gelu_and_slope(z, slope);
+    slope = splat(1.f);
+    return z;
+}
+
 // Activations of `n` pairs from `first` on: all up to layer `last - 1`, and h of `last`.
 template <bool SLOPES>
 static void tile_forward(const PairArguments& p, int64_t first, int n, int last, PairTile& t) {
@@ -76,7 +84,7 @@ static void tile_forward(const PairArguments& p, int64_t first, int n, int last,
             vf scale = load(layer.scale + c), shift = load(layer.shift + c), slope;
             for (int i = 0; i < n; i++) {
                 vf z = load(t.h[l] + i * out + c) * scale + shift;
-                store(t.a[l] + i * out + c, gelu_and_slope(z, slope));
+                store(t.a[l] + i * out + c, activation(p, l, z, slope));
                 if (SLOPES) store(t.slope[l] + i * out + c, slope);
             }
         }
@@ -147,7 +155,7 @@ EXPORT int32_t pairs_forward(const PairArguments* p, int threads) {
             vf scale = load(layer.scale + c), shift = load(layer.shift + c), slope;
             for (int i = 0; i < n; i++) {
                 float* at = t.h[last] + i * ld + c;
-                store(at, gelu_and_slope(load(at) * scale + shift, slope));
+                store(at, activation(*p, last, load(at) * scale + shift, slope));
             }
         }
         for (int c = 0; c < width; c++)

@@ -32,10 +32,13 @@ class PairPasses:
     x : Tensor, (C, P)
         Inputs.
     weights : list of Tensor, (outputs, inputs)
+    activated : bool
+        Whether a GELU follows the last layer, too.
     """
 
-    def __init__(self, x, weights):
+    def __init__(self, x, weights, activated):
         self.x = x
+        self.activated = activated
         self.address = address("x", x, (weights[0].shape[1], x.shape[-1]))
         self.widths = [len(x), *map(len, weights)]
         self.layers = (PairLayer * len(weights))()
@@ -58,6 +61,7 @@ class PairPasses:
             num_pairs=self.x.shape[1],
             num_layers=len(self.layers),
             last=last,
+            activated=self.activated,
             widths=(c_int64 * len(self.widths))(*self.widths),
             x=self.address,
             layers=self.layers,
@@ -87,6 +91,8 @@ class PairMLP(torch.autograd.Function):
         Inputs with a mean of 0 and a variance of 1.
     eps : list of float
         Of the norms of each layer.
+    activated : bool
+        Whether a GELU follows the last layer, too.
     found : list
         Mean and variance of the products of each layer are added to it.
     gain, shift : Tensor, (C,)
@@ -100,10 +106,10 @@ class PairMLP(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, eps, found, gain, shift, *parameters):
+    def forward(ctx, x, eps, activated, found, gain, shift, *parameters):
         weights = [weight[..., 0].double() for weight in parameters[::4]]
         weights[0] = weights[0] * gain
-        passes = PairPasses(x, weights)
+        passes = PairPasses(x, weights, activated)
         moments = (x.double() @ x.double().t()) / x.shape[1]  # (C, C)
         for layer, weight in enumerate(weights, start=1):
             # A constant before a batch norm does not matter: biases, and `shift`, are left out.
@@ -160,7 +166,7 @@ class PairMLP(torch.autograd.Function):
             product = product.reshape(widths[layer], -1)[:, : widths[layer - 1]]
             grads[4 * layer - 4] = product[..., None]
         grads = [g.to(p.dtype) for g, p in zip(grads, parameters, strict=True)]
-        return None, None, None, dgain.to(gain.dtype), torch.zeros_like(shift), *grads
+        return None, None, None, None, dgain.to(gain.dtype), torch.zeros_like(shift), *grads
 
 
 def takes_pairs(x, layers, product=None):
@@ -170,7 +176,7 @@ def takes_pairs(x, layers, product=None):
     ----------
     x : Tensor, (C, P)
     layers : nn.Sequential
-        A batch norm, then a product, a batch norm and a GELU, repeated.
+        A batch norm, then a product, a batch norm and a GELU, repeated; the last GELU may lack.
     product : type, optional
         The class of the products: ``nn.Conv1d``, or one that computes the same. Default: that of
         the first product.
@@ -179,7 +185,7 @@ def takes_pairs(x, layers, product=None):
         return False
     first, *rest = layers
     products, norms, acts = rest[::3], [first, *rest[1::3]], rest[2::3]
-    if not (1 <= len(acts) == len(products) == len(norms) - 1 < MAX_LAYERS):
+    if not (1 <= len(products) == len(norms) - 1 < MAX_LAYERS):
         return False
     product = product or type(products[0])
     widths = [len(x), *(layer.weight.shape[0] for layer in products)]
@@ -215,7 +221,7 @@ def pair_mlp(x, layers):
     Tensor, (outputs, P)
     """
     first, *rest = layers
-    products, norms = rest[::3], rest[1::3]
+    products, norms, acts = rest[::3], rest[1::3], rest[2::3]
     with torch.no_grad():
         var, mean = torch.var_mean(x.double(), 1, correction=0)
         x = ((x - mean[:, None]) * (var + first.eps).rsqrt()[:, None]).float().contiguous()
@@ -225,9 +231,8 @@ def pair_mlp(x, layers):
         for product, norm in zip(products, norms, strict=True)
         for p in (product.weight, product.bias, norm.weight, norm.bias)
     ]
-    out = PairMLP.apply(
-        x, [norm.eps for norm in norms], found, first.weight, first.bias, *parameters
-    )
+    eps, activated = [norm.eps for norm in norms], len(acts) == len(products)
+    out = PairMLP.apply(x, eps, activated, found, first.weight, first.bias, *parameters)
     with torch.no_grad():
         # What the function leaves out belongs to the means.
         shifts = [0, *(product.bias for product in products)]

@@ -50,6 +50,8 @@ struct ClassBlockWeights {
 };
 struct NetworkWeights {
     int32_t dim, num_heads, num_features, num_embed, num_pair, num_blocks, num_cls_blocks, widest;
+    int32_t pair_activated;  // whether a GELU follows the last layer of the pair MLP
+    int32_t self_pairs;      // whether a particle has a bias with itself
     const float *scale, *shift;  // batch norm of the features
     const DenseWeights* embed;
     const float* embed_eps;

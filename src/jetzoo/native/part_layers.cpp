@@ -48,6 +48,9 @@ static void embed_tile(const NetworkWeights& net, const float* features, float* 
     const float* from = features;
     long stride = ld;
     int rows = net.num_features;
+    if (!net.num_embed)  // the features are tokens already
+        for (int c = 0; c < rows; c++)
+            for (int v = 0; v < N; v++) store(x + c * ld + v * W, load(from + c * ld + v * W));
     for (int i = 0; i < net.num_embed; i++) {
         const DenseWeights& layer = net.embed[i];
         vf inverse[N];

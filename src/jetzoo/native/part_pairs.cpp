@@ -51,8 +51,11 @@ static void pair_mlp(const NetworkWeights& net, const float* features, long ld, 
         bool last = i + 1 == net.num_pair;
         float* to = last ? out : hidden[i % 2];
         long step = last ? ld : TILE;
+        const bool activated = !last || net.pair_activated;
         dense<N>(net.pair[i], from, stride, rows, work, one.values, one.values,
-                 [&](int m, int v, vf a) { store(to + m * step + v * W, vgelu(a)); });
+                 [&](int m, int v, vf a) {
+                     store(to + m * step + v * W, activated ? vgelu(a) : a);
+                 });
         rows = net.pair[i].m;
         from = to;
         stride = TILE;
@@ -84,9 +87,11 @@ void pair_bias(const NetworkWeights& net, int n, long stride, double* p, float* 
         for (int h = 0; h < net.num_heads; h++) {
             const float* value = out + h * ld;
             float* matrix = bias + h * n * width;
-            for (int row = first; row <= i; row++)
+            for (int row = first; row <= i; row++) {
                 for (int column = 0; column <= row; column++, value++)
                     matrix[row * width + column] = matrix[column * width + row] = *value;
+                if (!net.self_pairs) matrix[row * width + row] = 0;
+            }
         }
         first = i + 1;
         count = 0;

@@ -63,6 +63,8 @@ class PackedWeights:
             num_blocks=len(blocks),
             num_cls_blocks=len(cls_blocks),
             widest=max(dim, *widths) + self.rows,
+            pair_activated=pair is not None and pair.layers[-1].gelu,
+            self_pairs=pair is not None and not pair.remove_self_pair,
             scale=self.floats(embed.scale),
             shift=self.floats(embed.shift),
             embed=self.array(DenseWeights, embed_layers),

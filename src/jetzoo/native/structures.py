@@ -53,7 +53,7 @@ class NetworkWeights(Structure):
 
     _fields_ = [
         *_fields(c_int32, "dim num_heads num_features num_embed num_pair"),
-        *_fields(c_int32, "num_blocks num_cls_blocks widest"),
+        *_fields(c_int32, "num_blocks num_cls_blocks widest pair_activated self_pairs"),
         *_fields(c_void_p, "scale shift"),
         ("embed", POINTER(DenseWeights)),
         ("embed_eps", c_void_p),
@@ -115,7 +115,7 @@ class PairArguments(Structure):
     """A pass of the pair MLP over all pairs (``pairs.cpp``)."""
 
     _fields_ = [
-        *_fields(c_int64, "num_pairs num_layers last"),
+        *_fields(c_int64, "num_pairs num_layers last activated"),
         ("widths", POINTER(c_int64)),
         ("x", c_void_p),
         ("layers", POINTER(PairLayer)),

@@ -75,20 +75,26 @@ class PairEmbed(nn.Module):
     ----------
     dims : sequence of int
         Widths; the last one is the number of heads.
+    use_pre_activation_pair : bool
+        Leave out the GELU after the last layer.
+    remove_self_pair : bool
+        A particle has no interaction with itself: these pairs have the bias 0, and no part in the
+        batch statistics.
     """
 
     layer_kinds = {"": "pair embedding"}
 
     CHUNK = 2**17  # pairs; 32 MiB for each hidden layer of 64 in float32
 
-    def __init__(self, dims):
+    def __init__(self, dims, use_pre_activation_pair=False, remove_self_pair=False):
         super().__init__()
+        self.remove_self_pair = remove_self_pair
         input_dim = 4
         layers = [nn.BatchNorm1d(input_dim)]
         for dim in dims:
             layers += [PointwiseConv(input_dim, dim), nn.BatchNorm1d(dim), nn.GELU()]
             input_dim = dim
-        self.embed = nn.Sequential(*layers)
+        self.embed = nn.Sequential(*(layers[:-1] if use_pre_activation_pair else layers))
         self.out_dim = dims[-1]
 
     def forward(self, lorentz_vectors, layout):
@@ -105,19 +111,31 @@ class PairEmbed(nn.Module):
         """
         particles = _particles(lorentz_vectors, layout)
         if layout.is_packed:
-            return PairBias(layout, pairs=self._pairs(particles, *layout.pairs[:2]))
+            return PairBias(layout, pairs=self._pairs_of_tokens(particles, *layout.pairs[:2]))
         with torch.no_grad(), torch.autocast(lorentz_vectors.device.type, enabled=False):
             rows = [x.unsqueeze(2) for x in particles]  # (B, N, 1, ...)
             columns = [x.unsqueeze(1) for x in particles]  # (B, 1, N, ...)
             features = pair_features(rows, columns, self.embed[0].weight.dtype)  # (4, B, N, N)
         bias = self._mlp(features.flatten(1)[None])  # (H, B N N)
-        return PairBias(layout, dense=bias.unflatten(1, features.shape[1:]).transpose(0, 1))
+        bias = bias.unflatten(1, features.shape[1:]).transpose(0, 1)
+        if self.remove_self_pair:
+            rank = torch.arange(bias.shape[-1], device=bias.device)
+            bias = bias.masked_fill(rank[:, None] == rank, 0)
+        return PairBias(layout, dense=bias)
 
     def parts(self):
         """List the modules that a fused form computes together, with their classes."""
         kinds = (PointwiseConv, nn.BatchNorm1d, nn.GELU) * (len(self.embed) // 3)
-        modules = zip(self.embed, (nn.BatchNorm1d, *kinds), strict=True)
+        modules = zip(self.embed, (nn.BatchNorm1d, *kinds[: len(self.embed) - 1]), strict=True)
         return [(self.embed, nn.Sequential), *modules]
+
+    def _pairs_of_tokens(self, particles, i, j):
+        """Bias (H, P) of the pairs of tokens ``i`` and ``j``, some of which may be left out."""
+        if not self.remove_self_pair:
+            return self._pairs(particles, i, j)
+        others = (i != j).nonzero()[:, 0]
+        bias = self._pairs(particles, i[others], j[others])
+        return bias.new_zeros(self.out_dim, len(i)).index_copy(1, others, bias)
 
     def _pairs(self, particles, i, j):
         """Bias (H, P) of the pairs of tokens ``i`` and ``j``."""

@@ -31,10 +31,13 @@ class ParticleTransformer(nn.Module):
         called as ``mixer(x, layout, bias)``. Default: full attention.
     pair_bias : bool
         Compute the pair interaction and hand it to the mixers.
+    use_pre_activation_pair, remove_self_pair : bool
+        See :class:`jetzoo.nn.pairs.PairEmbed`.
     sort_by_pt : bool
         Put particles in order of descending pT, for mixers that depend on the order.
     embed_dims : sequence of int
-        Widths of the particle embedding; the last is the width of the tokens.
+        Widths of the particle embedding; the last is the width of the tokens. None: the features
+        are tokens already.
     pair_embed_dims : sequence of int
         Hidden widths of the pair embedding.
     num_heads, num_layers, num_cls_layers, ffn_ratio : int
@@ -60,6 +63,8 @@ class ParticleTransformer(nn.Module):
         *,
         mixer=None,
         pair_bias=True,
+        use_pre_activation_pair=False,
+        remove_self_pair=False,
         sort_by_pt=False,
         embed_dims=(128, 512, 128),
         pair_embed_dims=(64, 64, 64),
@@ -85,9 +90,13 @@ class ParticleTransformer(nn.Module):
                 raise ValueError(f"{name} must be at least 0 and less than 1, not {rate}")
         self.sort_by_pt = sort_by_pt
         self.for_inference = for_inference
-        dim = embed_dims[-1]
-        self.embed = Embed(input_dim, embed_dims)
-        self.pair_embed = PairEmbed((*pair_embed_dims, num_heads)) if pair_bias else None
+        dim = input_dim if embed_dims is None else embed_dims[-1]
+        self.embed = nn.Identity() if embed_dims is None else Embed(input_dim, embed_dims)
+        self.pair_embed = None
+        if pair_bias:
+            self.pair_embed = PairEmbed(
+                (*pair_embed_dims, num_heads), use_pre_activation_pair, remove_self_pair
+            )
         if mixer is None:
 
             def mixer(embed_dim, num_heads, dropout):
@@ -127,8 +136,12 @@ class ParticleTransformer(nn.Module):
 
         The mixers of the particle blocks and the head are not among them.
         """
-        parts = [(self, ParticleTransformer), (self.embed, Embed), *self.embed.parts()]
-        parts += [(self.embed.input_bn, nn.BatchNorm1d)]
+        parts = [(self, ParticleTransformer)]
+        if isinstance(self.embed, nn.Identity):
+            parts += [(self.embed, nn.Identity)]
+        else:
+            parts += [(self.embed, Embed), *self.embed.parts()]
+            parts += [(self.embed.input_bn, nn.BatchNorm1d)]
         if self.pair_embed is not None:
             parts += [(self.pair_embed, PairEmbed), *self.pair_embed.parts()]
         for block in self.blocks:
