@@ -470,6 +470,15 @@ def test_nonsensical_size_of_a_file(server, publish, get, tmp_path, length):
     assert get("QuarkGluon", "-d", tmp_path, *mirrors) == (0, "")
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux")
+def test_a_folder_that_never_appears():
+    with (
+        pytest.raises(UserError, match="No such file or directory: /proc/jets"),
+        at_work("/proc/jets"),
+    ):
+        pass
+
+
 def test_two_runs_at_once(server, publish, get, tmp_path):
     publish(tar_bytes(PUBLISHED.items()))
     source = tmp_path / "QG_jets.npz"

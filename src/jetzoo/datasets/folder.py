@@ -5,13 +5,14 @@ import json
 import os
 import shutil
 import socket
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from jetzoo import UserError
 
 LOCK = ".lock"
 COMPLETE = ".complete"
+ATTEMPTS = 1000  # to lock a folder that others remove meanwhile
 
 
 @contextmanager
@@ -66,9 +67,8 @@ def _locked(path, wait):
 
 
 def _open_locked(path, wait):
-    while True:
-        # A run that has just ended may have removed the folder, or the file that this one opened.
-        with suppress(FileNotFoundError):
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = open(path, "a+", errors="replace")  # noqa: SIM115 (its lock lasts as it does)
             try:
@@ -79,6 +79,12 @@ def _open_locked(path, wait):
                 file.close()
                 raise
             file.close()
+        except FileNotFoundError:
+            # A run that has just ended may have removed the folder, or the file that this one
+            # opened; in /proc nothing can ever be made.
+            if attempt == ATTEMPTS:
+                raise
+    raise UserError(f"other runs come and go in {path.parent}: wait, and run the command again")
 
 
 def _lock(file, path, wait):
