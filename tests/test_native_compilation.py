@@ -168,6 +168,12 @@ def test_a_full_disk(tiny, tmp_path, monkeypatch, caplog):
     assert not list(tiny.glob("*.so")) and not list(tiny.glob(".compiling*"))
 
 
+def test_the_line_of_a_compiler_that_says_why():
+    said = "/tmp/x.s: Assembler messages:\n/tmp/x.s: Fatal error: No space left on device\n"
+    error = subprocess.CalledProcessError(1, "g++", stderr=said)
+    assert compilation._reason(error) == "/tmp/x.s: Fatal error: No space left on device"
+
+
 def test_a_failure_that_may_pass_is_tried_again(tiny, monkeypatch, caplog):
     calls_made = []
 

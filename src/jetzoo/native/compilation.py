@@ -300,12 +300,17 @@ def _checked(name, library):
     return library
 
 
+# What a compiler says for want of memory or space, whatever it compiles.
+PASSING = ("No space left", "Killed", "emory", "Read-only file system", "Permission denied")
+
+
 def _may_pass(error):
     """Whether a compiler failed for want of memory or space, not because of what it compiled."""
-    signs = ("No space left", "Killed", "emory", "Read-only file system", "Permission denied")
-    return error.returncode < 0 or any(sign in (error.stderr or "") for sign in signs)
+    return error.returncode < 0 or any(sign in (error.stderr or "") for sign in PASSING)
 
 
 def _reason(error):
+    """One line that says why: of a compiler's many, the one that names what is wanting."""
     text = getattr(error, "stderr", None) or str(error) or type(error).__name__
-    return text.strip().split("\n")[0]
+    lines = text.strip().split("\n")
+    return next((x for x in lines if any(sign in x for sign in PASSING)), lines[0])
