@@ -11,11 +11,13 @@ import handmade
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from zoo import build
 
 import jetzoo
 from jetzoo import UserError, cli, models, tables
 from jetzoo.metrics.predictions import write_predictions
+from jetzoo.metrics.roc import write_report
 
 KIN = "QuarkGluon/qg_kin"
 
@@ -118,6 +120,13 @@ def test_evaluate_checks_its_folder_first(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").touch()
     words = ["evaluate", "x.root", "--out", tmp_path / "file" / "new"]
     assert "is not a folder" in refused(capsys, words)
+
+
+def test_an_evaluation_is_written_as_a_whole(tmp_path):
+    (tmp_path / "roc.png").mkdir()
+    with pytest.raises(UserError, match="roc.png is a folder"):
+        write_report({"auc": 1.0}, Figure(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["roc.png"]
 
 
 def test_long_names_are_written(tmp_path):

@@ -88,15 +88,22 @@ def write_report(metrics, figure, folder):
     -------
     list of Path
         The files written.
+
+    Raises
+    ------
+    UserError
+        If one of them cannot be written; none is written if a folder has its name.
     """
     folder = tables.writable_folder(folder)
-    written = [folder / "metrics.json"]
-    with tables.atomic(written[0]) as partial:
+    numbers, *drawings = paths = [
+        tables.check_output(folder / name)
+        for name in ("metrics.json", *(("roc.pdf", "roc.png") if figure else ()))
+    ]
+    with tables.atomic(numbers) as partial:
         partial.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-    for kind in ("pdf", "png") if figure else ():
-        written.append(folder / f"roc.{kind}")
+    for path in drawings:
         drawn = io.BytesIO()  # on a full disk matplotlib would fail in ways of its own
-        save(figure, drawn, format=kind, dpi=200)
-        with tables.atomic(written[-1]) as partial:
+        save(figure, drawn, format=path.suffix[1:], dpi=200)
+        with tables.atomic(path) as partial:
             partial.write_bytes(drawn.getbuffer())
-    return written
+    return paths
