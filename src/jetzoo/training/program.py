@@ -68,8 +68,16 @@ def explain(kind, error, traceback):
     elif kind is RuntimeError and str(error).startswith("Error(s) in loading state_dict"):
         reason = str(error).partition("\n")[2].strip().splitlines()
         text = f"The weights do not fit the network: {reason[0] if reason else error}"
+    elif kind is ValueError and _raised_by_jetzoo(traceback):  # such as a backend for GPUs
+        text = f"{error}."
     else:
         sys.__excepthook__(kind, error, traceback)
         return
     print(f"jetzoo: {text}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def _raised_by_jetzoo(traceback):
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback.tb_frame.f_globals.get("__name__", "").startswith("jetzoo.")
