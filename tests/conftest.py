@@ -14,6 +14,9 @@ from weaver.utils.data.config import DataConfig
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Tiny networks to explain are fixtures of several files.
+pytest_plugins = ["explained"]
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

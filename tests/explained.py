@@ -1,5 +1,6 @@
 """Tiny networks to explain, and jets with planted attention."""
 
+import awkward as ak
 import handmade
 import numpy as np
 import pytest
@@ -69,3 +70,15 @@ def planted(weights, real, types=None, subjets=None, positions=None, scores=None
         subjets=None if subjets is None else torch.tensor([subjets]),
     )
     return one, [Record("particle", 0, mask, weights, scores, bias)]
+
+
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory):
+    """A tiny ParT."""
+    return tagger_of(tmp_path_factory.mktemp("part"))
+
+
+@pytest.fixture(scope="module")
+def jets(tmp_path_factory):
+    """The jets of :func:`write_jets`."""
+    return ak.from_parquet(write_jets(tmp_path_factory.mktemp("jets") / "jets.parquet"))

@@ -354,7 +354,11 @@ def test_formulas_that_compute(formula):
 
 @pytest.mark.parametrize("name", repository.data_configs())
 def test_the_projects_own_data_configs_compute(name):
-    data_config.from_options(data_config.read(name).options)
+    read = data_config.read(name)
+    rebuilt = data_config.from_options(read.options)
+    assert rebuilt.input_dicts == read.input_dicts
+    assert rebuilt.var_funcs == read.var_funcs
+    assert rebuilt.preprocess_params == read.preprocess_params
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,10 @@ def place(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", READERS)
 def test_whole_files_are_read(folder, place, name):
     (place / name).write_bytes((folder / name).read_bytes())
-    READERS[name](place / name)
+    READERS[name](place / name)  # raises nothing
+    (place / name).write_bytes((folder / name).read_bytes()[:2])
+    with pytest.raises(UserError):
+        READERS[name](place / name)
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -1,10 +1,9 @@
 """What `jetzoo.interpret` records of a network, and what it changes."""
 
-import awkward as ak
 import numpy as np
 import pytest
 import torch
-from explained import CONFIG, OPTIONS, SAMPLE, TINY, tagger_of, write_jets
+from explained import CONFIG, OPTIONS, SAMPLE, TINY, tagger_of
 
 from jetzoo import data_config, interpret
 from jetzoo.attention.reference import weights as attention_weights
@@ -14,16 +13,6 @@ from jetzoo.interpret.sample import batch
 from jetzoo.nn.pairs import PairBias
 from jetzoo.repository import network_module
 from jetzoo.tagger import Tagger
-
-
-@pytest.fixture(scope="module")
-def tagger(tmp_path_factory):
-    return tagger_of(tmp_path_factory.mktemp("part"))
-
-
-@pytest.fixture(scope="module")
-def jets(tmp_path_factory):
-    return ak.from_parquet(write_jets(tmp_path_factory.mktemp("jets") / "jets.parquet"))
 
 
 def test_recorded_weights_rebuild_the_output_of_the_blocks(tagger, jets):

@@ -6,7 +6,7 @@ import awkward as ak
 import numpy as np
 import pytest
 import torch
-from explained import needs_fastjet, planted, tagger_of, write_jets
+from explained import needs_fastjet, planted
 
 from jetzoo import interpret
 from jetzoo.interpret import measures, streaming
@@ -17,16 +17,6 @@ from jetzoo.interpret.subjets import exclusive_subjets
 # Three particles and a place of padding; rows look at 1, 2 and 2 particles.
 WEIGHTS = [[0, 1, 0, 0], [0.5, 0, 0.5, 0], [0, 0.75, 0.25, 0], [0, 0, 0, 0]]
 MUON = TYPES.index("Muon")
-
-
-@pytest.fixture(scope="module")
-def tagger(tmp_path_factory):
-    return tagger_of(tmp_path_factory.mktemp("part"))
-
-
-@pytest.fixture(scope="module")
-def jets(tmp_path_factory):
-    return ak.from_parquet(write_jets(tmp_path_factory.mktemp("jets") / "jets.parquet"))
 
 
 def test_every_measure_finds_what_was_planted():

@@ -10,7 +10,7 @@ import awkward as ak
 import numpy as np
 import pytest
 import torch
-from explained import CONFIG, OPTIONS, SAMPLE, checkpoint, planted, tagger_of, write_jets
+from explained import CONFIG, OPTIONS, SAMPLE, checkpoint, planted, tagger_of
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_rgb
 
@@ -23,16 +23,6 @@ from jetzoo.interpret.summary import measure_rows
 from jetzoo.style import OKABE_ITO
 
 MUON = TYPES.index("Muon")
-
-
-@pytest.fixture(scope="module")
-def tagger(tmp_path_factory):
-    return tagger_of(tmp_path_factory.mktemp("part"))
-
-
-@pytest.fixture(scope="module")
-def jets(tmp_path_factory):
-    return ak.from_parquet(write_jets(tmp_path_factory.mktemp("jets") / "jets.parquet"))
 
 
 def drawn_jet():

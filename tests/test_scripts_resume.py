@@ -208,7 +208,9 @@ def test_resume_misuse(refused, stopped, tmp_path):
     touch(tmp_path / "net.pt")
     refused("--resume", "--load", "net.pt", fragments=["--resume", "--load"])
     refused("--resume", folder, "-m", "a/net", fragments=["--resume", "--model-prefix"])
-    refused("--resume", "--predict", "--load", "net.pt", fragments=["--resume", "--predict"])
+    found = refused("--resume", "--predict", "--load", "net.pt", fragments=["--resume"])
+    assert "--predict" in found.stderr
+    assert not (folder / "net_epoch-1_state.pt").exists()
 
 
 def test_interrupted_and_resumed_training(run, started, tmp_path):

@@ -90,10 +90,13 @@ def test_lists_of_jetzoo(run, dry_run, tmp_path):
     ],
 )
 def test_numbers(option, values, refused):
+    calls = [[option]]
     for value in values:
-        refused(option, value, fragments=[option])
-        refused(f"{option}={value}", fragments=[option])
-    refused(option, fragments=[option])
+        calls += [[option, value], [f"{option}={value}"]]
+    for call in calls:
+        found = refused(*call, fragments=[option])
+        assert found.returncode == 2
+        assert len(found.stderr.splitlines()) == 1
 
 
 def test_numbers_that_python_takes(dry_run):

@@ -150,5 +150,6 @@ def refused(run, checkout, tmp_path):
         result = run("QuarkGluon", "PFN", "kin", *map(str, arguments), **environment)
         assert_misuse(result, *fragments)
         assert files_below(checkout) == before
+        return result
 
     return refused

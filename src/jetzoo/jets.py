@@ -12,7 +12,7 @@ from .data_config import add_variables, dependencies
 # Types of columns: one number for each jet, or one for each of its particles.
 NUMBERS = re.compile(r"(\?|option\[)?((var|\d+) \* )?\??(bool|u?int\d+|float\d+|unknown)\]?")
 # What weaver's formulas and awkward raise on columns that are not what a data config expects.
-MISFITS = (ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
+MISFITS = (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError)
 
 
 def read_jets(tagger, files, selection=None, extra=()):

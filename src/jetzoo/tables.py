@@ -232,5 +232,5 @@ def write(path, table):
                 with uproot.recreate(partial, compression=uproot.LZ4(4)) as file:
                     tree = file.mktree("Events", {name: table[name].type for name in table.fields})
                     tree.extend({name: table[name] for name in table.fields})
-        except (TypeError, ValueError, NotImplementedError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{path} cannot hold the columns {table.type}: {error}") from error

@@ -217,7 +217,7 @@ class Block(nn.Module):
         act_dropout = self.act_dropout.p if self.act_dropout.training else 0.0
         x = add_norm(x, mixed, scale, self.post_attn_norm, dropout)
         hidden = layer_norm(x, self.pre_fc_norm)
-        hidden = gelu_norm(hidden, self.fc1, self.post_fc_norm, act_dropout)
+        hidden = gelu_norm(hidden, self.fc1, self.post_fc_norm, act_dropout, self.act)
         return scaled_add(x, self.fc2(hidden), self.w_resid, dropout)
 
 
