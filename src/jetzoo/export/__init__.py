@@ -9,10 +9,10 @@ import torch
 
 from jetzoo import UserError, repository, tables
 
-from . import data_config as data_configs
-from .attention.backends import check_backend
-from .comparison import calibration_jets
-from .tagger import load
+from .. import data_config as data_configs
+from ..attention.backends import check_backend
+from ..comparison import calibration_jets
+from ..tagger import load
 
 # The exporter of PyTorch that works on traces knows everything that the networks do from here on.
 OPSET = 17
