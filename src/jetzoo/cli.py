@@ -254,13 +254,21 @@ def run_quantize(args):
 
 def add_export(parser):
     _add_tagger(parser)
-    parser.add_argument("--onnx", required=True, metavar="FILE", help="what to write, .onnx")
+    parser.add_argument(
+        "--onnx",
+        required=True,
+        metavar="FILE",
+        help="what to write, .onnx; preprocess.json appears beside it",
+    )
     parser.add_argument("--int8", action="store_true", help="matrix products in int8")
     parser.add_argument(
-        "--calibration",
-        nargs="+",
-        metavar="FILE",
-        help="jets to fix the ranges of int8 with (default: they are found at run time)",
+        "--opset", type=int, default=17, metavar="N", help="of the operators (default: 17)"
+    )
+    parser.add_argument(
+        "--output",
+        default="probabilities",
+        metavar="WHAT",
+        help="probabilities (default), logits, or embedding: what enters the last layer",
     )
 
 
@@ -268,17 +276,18 @@ def run_export(args):
     from jetzoo import tables
     from jetzoo.export import export
 
-    tables.check_output(args.onnx, (*(args.calibration or ()), *_inputs(args)), ".onnx")
+    tables.check_output(args.onnx, _inputs(args), ".onnx")
     export(
         args.network,
         args.checkpoint,
         args.data_config,
         args.onnx,
-        args.int8,
-        args.calibration,
+        int8=args.int8,
+        opset=args.opset,
+        output=args.output,
         **_network_options(args),
     )
-    print(f"wrote {args.onnx}")
+    print(f"wrote {args.onnx}, and preprocess.json beside it")
 
 
 def jet_selection(text):

@@ -75,7 +75,9 @@ def head_layers(*modules):
 
     The last one is linear. Dropout does nothing in eval mode.
     """
-    leaves = [leaf for module in modules for leaf in module.modules() if not len([*leaf.children()])]
+    leaves = [
+        leaf for module in modules for leaf in module.modules() if not len([*leaf.children()])
+    ]
     layers = [leaf for leaf in leaves if type(leaf) not in (torch.nn.Dropout, torch.nn.Identity)]
     known = all(type(layer) in (torch.nn.Linear, torch.nn.ReLU) for layer in layers)
     return layers if known and layers and type(layers[-1]) is torch.nn.Linear else None

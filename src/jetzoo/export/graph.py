@@ -23,11 +23,17 @@ class Graph:
     opset : int
         Version of the standard operators.
     int8 : bool
-        Compute the matrix products of :meth:`linear` in int8.
+        Compute the matrix products for which :meth:`linear` is told so in int8.
+
+    Attributes
+    ----------
+    int8_products : int
+        How many there are.
     """
 
     def __init__(self, opset, int8=False):
         self.opset, self.int8 = opset, int8
+        self.int8_products = 0
         self.nodes, self.constants = [], []
         self._names, self._part = {}, ""
 
@@ -88,6 +94,7 @@ class Graph:
         """
         if not (int8 and self.int8):
             return self("Gemm", x, weight, bias, transB=1)
+        self.int8_products += 1
         scale = weight.abs().amax(1).clamp(min=1e-30) / LARGEST_WEIGHT
         rounded = (weight / scale[:, None]).round().T.contiguous()
         x, x_scale, zero = self("DynamicQuantizeLinear", x, outputs=3)

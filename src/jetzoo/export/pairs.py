@@ -93,7 +93,9 @@ def azimuth(graph, px, py, pt):
     angle = graph.cast(graph("Add", angle, angle), "DOUBLE")
     opposite = graph("Sub", _double(math.pi), angle)
     angle = graph("Where", graph("Less", px, _double(0)), opposite, angle)
-    error = graph("Sub", graph("Mul", py, graph("Cos", angle)), graph("Mul", px, graph("Sin", angle)))
+    error = graph(
+        "Sub", graph("Mul", py, graph("Cos", angle)), graph("Mul", px, graph("Sin", angle))
+    )
     return graph("Add", angle, graph("Div", error, graph("Max", pt, _double(SMALLEST))))
 
 

@@ -84,7 +84,7 @@ class Neighbours:
 
     def __init__(self, graph, cut):
         self.graph, self.length = graph, cut.length
-        self.batch = graph("Shape", cut.real, end=1)
+        self.batch = graph("Slice", graph("Shape", cut.real), [0], [1])
         column = graph("Range", 0, graph("Squeeze", cut.length), 1)  # (n,)
         row = graph("Unsqueeze", column, [1])  # (n, 1)
         other = graph("Not", graph("Equal", column, row))
