@@ -247,7 +247,7 @@ class ParticleNet(nn.Module):
         )
 
     def core_and_head(self):
-        """Return the network within, and what follows it: nothing."""
+        """Return the network, and what follows it: nothing."""
         return self.mod, nn.Identity()
 
     def forward(self, points, features, lorentz_vectors, mask):

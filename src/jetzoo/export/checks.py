@@ -54,7 +54,8 @@ def compare(tagger, source, path, output, largest):
     for length, shares in itertools.product(LENGTHS, BATCHES):
         inputs = jets(particles, length, shares)
         expected = reference(tagger.model, inputs, output)
-        place = f"{len(shares)} jets of up to {length} particles"
+        number = "a jet" if len(shares) == 1 else f"{len(shares)} jets"
+        place = f"{number} of up to {length} particles"
         for level, network in sessions.items():
             try:
                 (found,) = network.run(None, dict(zip(names, inputs, strict=True)))
@@ -62,7 +63,10 @@ def compare(tagger, source, path, output, largest):
                 raise UserError(
                     f"{path} is not written: onnxruntime cannot run it on {place}."
                 ) from error
-            difference = (np.abs(found - expected) / np.maximum(1, np.abs(expected))).max()
+            difference = np.abs(found - expected) / np.maximum(1, np.abs(expected))
+            # The network of a user may be NaN where the padding is.
+            difference[np.isnan(found) & np.isnan(expected)] = 0
+            difference = difference.max()
             if not difference <= largest:
                 raise UserError(
                     f"{path} is not written: onnxruntime, with optimisations {level}, and PyTorch "
