@@ -39,6 +39,9 @@ from jetzoo.style import OKABE_ITO
 MODELS = ("ParT_kin", "ParticleNet_kin")
 INPUTS = ("pf_points", "pf_features", "pf_vectors", "pf_mask")
 
+# Particles that weaver's ParticleNet needs, padding included: its 16 neighbours and itself.
+SHORTEST = 17
+
 BASE = "weaver in onnxruntime"
 PADDED = "padded to 128"
 
@@ -132,7 +135,7 @@ def read(num_jets, path):
     jets = [x.numpy() for x in read_jets(path)]
     found = []
     for i in range(num_jets):
-        length = max(int(jets[-1][i].sum()), 1)
+        length = max(int(jets[-1][i].sum()), SHORTEST)
         found.append(
             [
                 {
