@@ -42,7 +42,8 @@ def export(
     path : str or Path
         Appears when complete.
     int8 : bool
-        Matrix products of the particle blocks in int8, with ranges that are found at run time.
+        Most matrix products of ParT and ParticleNet in int8, with ranges that are found at run
+        time.
     opset : int
         Version of the standard operators, one of ``OPSETS``.
     output : str

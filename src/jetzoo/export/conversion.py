@@ -34,8 +34,8 @@ def convert(tagger, network, output, opset, int8, options):
     last = write(graph, tagger, output)
     if int8 and not graph.int8_products:
         raise UserError(
-            f"{Path(network).stem} is not faster in int8 in onnxruntime: leave out --int8, or run "
-            'it with jetzoo.accelerate(model, "int8").'
+            f"{Path(network).stem} has no int8 form in ONNX: leave out --int8, or run it in int8 "
+            'with jetzoo.accelerate(model, "int8").'
         )
     if last is None:
         return trace(tagger, network, output, opset, options)

@@ -131,7 +131,7 @@ def edge_convolution(graph, edges, x, neighbours, closeness):
     y = graph("Relu", graph("Add", y, graph("Unsqueeze", centre, [1])))
     y = graph("Reshape", y, [-1, width])
     for layer in others:
-        y = graph("Relu", graph.linear(y, layer.weight, layer.bias))
+        y = graph("Relu", graph.linear(y, layer.weight, layer.bias, int8=True))
         width = layer.out_features
     y = graph("ReduceMean", graph("Reshape", y, [-1, edges.k, width]), axes=[1], keepdims=0)
     shortcut = x if edges.sc is None else graph.linear(x, edges.sc.weight, edges.sc.bias)
