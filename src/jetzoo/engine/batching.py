@@ -5,6 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import nn
 
+from ..nn.inputs import check_inputs
+
 # Tokens of a micro-batch. On a CPU the activations, 512 wide, should stay in the second-level
 # cache; on a GPU there should be enough of them to fill it.
 TOKENS = {"cpu": 768, "cuda": 2**17}
@@ -32,6 +34,7 @@ class MicroBatches(nn.Module):
 
     def forward(self, points, features, lorentz_vectors, mask):
         """(B, 2, N), (B, C, N), (B, 4, N) and (B, 1, N) to (B, num_classes)."""
+        check_inputs(points, features, lorentz_vectors, mask)
         if len(mask) == 0:
             inputs = (points, features, lorentz_vectors, mask)
             return self(*(x.new_zeros(1, *x.shape[1:]) for x in inputs))[:0]

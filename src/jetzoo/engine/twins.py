@@ -69,7 +69,7 @@ def embed_twin(embed):
 
 
 def part_twin(part):
-    """The twin of weaver's ``ParticleTransformer`` without its softmax."""
+    """The twin of weaver's ``ParticleTransformer``."""
     require(not part.for_segmentation, "for_segmentation")
     require(not part.include_global_token, "include_global_token")
     require(len(part.blocks) > 0, "num_layers=0")
@@ -103,6 +103,7 @@ def part_twin(part):
         **options,
     )
     twin.fc = copy.deepcopy(part.fc)
+    twin.for_inference = part.for_inference and part.fc is not None
     # A scale that is switched off is one.
     ones = {
         f"{name}.{scale}": first.fc1.weight.new_ones(size)
@@ -148,7 +149,7 @@ def pair_options(pair):
 
 
 def graph_twin(net):
-    """The twin of weaver's ``ParticleNet`` without its softmax."""
+    """The twin of weaver's ``ParticleNet``."""
     require(not net.for_segmentation, "for_segmentation")
     require(net.use_fts_bn, "use_fts_bn=False")
     require(net.use_counts, "use_counts=False")
@@ -162,4 +163,5 @@ def graph_twin(net):
         use_fusion=net.use_fusion,
     )
     load_twin(twin.mod, net)
+    twin.for_inference = net.for_inference
     return twin.eval()
