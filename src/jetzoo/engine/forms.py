@@ -55,6 +55,8 @@ class CollectionsForm(Form):
 
 def _in_parts(embed, x):
     """Features (..., C) to tokens (..., D)."""
+    if torch.jit.is_tracing():  # the number of parts would become a constant
+        return embed(x)
     rows = x.flatten(0, -2).split(EMBEDDED_ROWS[x.device.type])
     return torch.cat([embed(part).float() for part in rows]).unflatten(0, x.shape[:-1])
 

@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import nn
 
-from ..nn.packing import Padded
+from ..nn.packing import Padded, pack
 from .batching import MicroBatches
 from .folding import fold
 from .forms import CollectionsForm, Form
@@ -37,7 +37,7 @@ class PartForm(Form):
         x = x.transpose(1, 2) if self.takes_tokens else x
         if v is None and self.takes_vectors:
             raise TypeError("the fast form of ParticleTransformer needs the four-vectors v")
-        v = x.new_zeros(len(x), 4, x.shape[2]) if v is None else v
+        v = no_vectors(x) if v is None else v
         pairs = extra_pairs(self.takes_pairs, uu, uu_idx, x.shape[2])
         return self.core(x[:, :2], x, v, real(mask, x), *pairs)
 
@@ -48,11 +48,13 @@ class TaggerForm(CollectionsForm):
     def __init__(self, original, dtype):
         embeds = [folded_embed(embed, dtype) for embed in (original.pf_embed, original.sv_embed)]
         super().__init__(("pf", "sv"), embeds, part_core(original.part, dtype))
+        self.layout = Padded if original.part.for_inference else pack
         require(not any(pair_inputs(original.part.pair_embed)[1:]), "pair_extra_dim")
 
     def forward(self, pf_x, pf_v=None, pf_mask=None, sv_x=None, sv_v=None, sv_mask=None):
         """Features (B, C, N), four-vectors and masks of both to (B, num_classes)."""
-        return super().forward(pf_x, pf_v, real(pf_mask, pf_x), sv_x, sv_v, real(sv_mask, sv_x))
+        groups = (pf_x, pf_v, real(pf_mask, pf_x)), (sv_x, sv_v, real(sv_mask, sv_x))
+        return self.core(*self.side_by_side(groups, self.layout))
 
 
 class PairTaggerForm(CollectionsForm):
@@ -87,26 +89,29 @@ class GraphForm(Form):
     """weaver's ``ParticleNet``."""
 
     def __init__(self, original, dtype):
-        super().__init__(fold(graph_twin(original), dtype))
+        super().__init__(graph_core(original, dtype))
 
     def forward(self, points, features, mask=None):
         """Points (B, 2, N), features (B, C, N) and mask (B, 1, N) to (B, num_classes)."""
-        vectors = features.new_zeros(len(features), 4, features.shape[2])
-        return self.core(points, features, vectors, real(mask, features))
+        return self.core(points, features, no_vectors(features), real(mask, features))
 
 
 class GraphTaggerForm(CollectionsForm):
     """weaver's ``ParticleNetTagger``: particles and secondary vertices side by side."""
 
     def __init__(self, original, dtype):
-        embeds = [fold_convolutions(x.conv, dtype) for x in (original.pf_conv, original.sv_conv)]
-        super().__init__(("pf", "sv"), embeds, fold(graph_twin(original.pn), dtype))
+        embeds = [
+            fold_convolutions(x.conv, dtype or torch.float32)
+            for x in (original.pf_conv, original.sv_conv)
+        ]
+        super().__init__(("pf", "sv"), embeds, graph_core(original.pn, dtype))
+        self.layout = Padded if original.pn.for_inference else pack
 
     def forward(self, pf_points, pf_features, pf_mask, sv_points, sv_features, sv_mask):
         """Points (B, 2, N), features (B, C, N) and mask (B, 1, N) of both to (B, num_classes)."""
         groups = (pf_features, pf_points, pf_mask), (sv_features, sv_points, sv_mask)
-        points, tokens, _, mask = self.side_by_side(groups)
-        return self.core(points, tokens, tokens.new_zeros(len(mask), 4, mask.shape[2]), mask)
+        points, tokens, _, mask = self.side_by_side(groups, self.layout)
+        return self.core(points, tokens, no_vectors(tokens), mask)
 
 
 FORMS = {
@@ -119,12 +124,20 @@ FORMS = {
 
 
 def part_core(part, dtype):
-    """The folded form of weaver's ``ParticleTransformer``, which takes the usual four inputs."""
+    """The folded form of weaver's ``ParticleTransformer``, or with dtype None its twin."""
     try:
         twin = part_twin(part)
     except Unsupported:
+        if dtype is None:
+            raise
         return MicroBatches(VariantTransformer(part, dtype)).eval()
-    return fold(twin, dtype)
+    return twin if dtype is None else fold(twin, dtype)
+
+
+def graph_core(net, dtype):
+    """The folded form of weaver's ``ParticleNet``, or with dtype None its twin."""
+    twin = graph_twin(net)
+    return twin if dtype is None else fold(twin, dtype)
 
 
 def pair_inputs(pair_embed):
@@ -155,6 +168,11 @@ def extra_pairs(taken, uu, index, length):
         uu = uu.new_zeros(*uu.shape[:2], (length + 1) ** 2).scatter_add_(2, place, uu)
         uu = uu.unflatten(2, (length + 1, length + 1))[..., :length, :length]
     return [uu] if taken else []
+
+
+def no_vectors(x):
+    """Four-vectors (B, 4, N) for a network that does not look at them."""
+    return torch.zeros_like(x[:, :1]).expand(-1, 4, -1)  # sizes stay dynamic in an exported graph
 
 
 def real(mask, x):
@@ -200,8 +218,9 @@ def rewrite(frozen, dtype=torch.float32):
     ----------
     frozen : nn.Module
         See :func:`jetzoo.engine.folding.freeze`; left as it is.
-    dtype : torch.dtype
-        Of the matrix products.
+    dtype : torch.dtype or None
+        Of the matrix products. None: what stands for them is not folded, so that it can be looked
+        into and exported.
 
     Returns
     -------

@@ -170,11 +170,11 @@ def graph_twin(net):
         ],
         fc_params=[(layer[0].out_features, layer[2].p) for layer in net.fc[:-1]],
         use_fusion=net.use_fusion,
+        for_inference=net.for_inference,
     )
     norm = {}
     if not net.use_fts_bn:  # a norm that changes nothing
         twin.mod.bn_fts.eps = 0.0
         norm = {f"bn_fts.{name}": x for name, x in twin.mod.bn_fts.state_dict().items()}
     load_twin(twin.mod, net, **norm)
-    twin.for_inference = net.for_inference
     return twin.eval()

@@ -77,6 +77,7 @@ class Affine(nn.Module):
 
 def folded_embed(embed, dtype):
     """The folded form of weaver's ``Embed``."""
+    dtype = dtype or torch.float32
     try:
         return FoldedEmbed(embed_twin(embed), dtype)
     except Unsupported:
