@@ -117,16 +117,7 @@ def test_commands(tmp_path, jets_file):
     quantized = tmp_path / "int8.pt"
     output = tmp_path / "scores.parquet"
     for command in (
-        (
-            "quantize",
-            *given,
-            "--calibration",
-            jets_file,
-            "--data",
-            jets_file,
-            "--output",
-            quantized,
-        ),
+        ("quantize", *given, *data, "--output", quantized),
         ("predict", network, "--checkpoint", quantized, *given[3:], jets_file, "--output", output),
     ):
         assert cli.main([str(x) for x in command]) == 0
