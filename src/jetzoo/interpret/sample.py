@@ -6,6 +6,7 @@ import awkward as ak
 import numpy as np
 import torch
 
+from jetzoo import UserError
 from jetzoo.jets import num_particles, true_labels
 from jetzoo.jets import read_jets as read_branches
 from jetzoo.nn.packing import pt_order
@@ -89,37 +90,59 @@ def batches(tagger, jets, batch_size=64, num_subjets=None):
 
 def batch(tagger, jets, num_subjets=None):
     """Put all jets into one :class:`Batch`; arguments are those of :func:`batches`."""
-    inputs = tagger.inputs(jets)
-    points, features, vectors, mask = (torch.from_numpy(x) for x in inputs.values())
-    real = mask[:, 0] > 0
-    pt2 = pt_order(vectors, real[:, None])
-    order = pt2.argsort(dim=1, descending=True, stable=True)  # (B, N)
-    points, features, vectors, mask = (
-        x.gather(2, order[:, None].expand_as(x)) for x in (points, features, vectors, mask)
+    inputs = {name: torch.from_numpy(x) for name, x in tagger.inputs(jets).items()}
+    parts = []
+    for prefix in dict.fromkeys(name.split("_")[0] for name in inputs):
+        parts.append(_sorted(inputs, prefix, jets))
+    # One collection after the other, without the padding between them, as networks see them.
+    points, vectors, mask, types = (torch.cat(x, dim=2) for x in zip(*parts, strict=True))
+    order = mask[:, 0].byte().argsort(dim=1, descending=True, stable=True)[:, None]
+    length = max(int(mask.sum(2).max()), 1)
+    points, vectors, mask, types = (
+        x.gather(2, order.expand_as(x))[..., :length] for x in (points, vectors, mask, types)
     )
-    length = max(int(real.sum(1).max()), 1)
-    real = mask[:, 0, :length] > 0
+    real = mask[:, 0]
     labels = true_labels(tagger, jets)
     if num_subjets is None:
         three = [tagger.classes.index(c) for c in THREE_PRONGED if c in tagger.classes]
         num_subjets = 2 if labels is None else np.where(np.isin(labels, three), 3, 2)
     subjets = None
     if has_fastjet():
-        momenta = vectors[..., :length].transpose(1, 2).numpy()
+        momenta = vectors.transpose(1, 2).numpy()
         found = exclusive_subjets(momenta, real.numpy(), num_subjets)
         subjets = torch.from_numpy(found).to(tagger.device)
-    types = _types(jets, order.shape[1]).gather(1, order)[:, :length].masked_fill(~real, -1)
     device = tagger.device
     return Batch(
-        tuple(x.to(device) for x in (points, features, vectors, mask)),
+        tuple(x.to(device) for x in inputs.values()),
         real.to(device),
-        pt2.gather(1, order)[:, :length].clamp(min=0).sqrt().float().to(device),
-        points[:, 0, :length].masked_fill(~real, 0).to(device),
-        points[:, 1, :length].masked_fill(~real, 0).to(device),
-        types.to(device),
+        torch.hypot(vectors[:, 0], vectors[:, 1]).masked_fill(~real, 0).to(device),
+        points[:, 0].masked_fill(~real, 0).to(device),
+        points[:, 1].masked_fill(~real, 0).to(device),
+        types[:, 0].masked_fill(~real, -1).to(device),
         labels,
         subjets,
     )
+
+
+def _sorted(inputs, prefix, jets):
+    """Put the members of a collection in order of descending pT, in ``inputs``, too.
+
+    Returns
+    -------
+    points, vectors, mask, types : Tensor, (B, C, N)
+    """
+    names = [name for name in inputs if name.startswith(f"{prefix}_")]
+    points, vectors, mask = (f"{prefix}_{kind}" for kind in ("points", "vectors", "mask"))
+    if missing := {points, vectors, mask} - set(names):
+        raise UserError(f"Attention is shown with {', '.join(sorted(missing))} in the data config.")
+    key = pt_order(inputs[vectors], inputs[mask] > 0)
+    order = key.argsort(dim=1, descending=True, stable=True)[:, None]  # (B, 1, N)
+    for name in names:
+        inputs[name] = inputs[name].gather(2, order.expand_as(inputs[name]))
+    types = torch.full_like(order, -1)
+    if prefix == "pf":
+        types = _types(jets, order.shape[2])[:, None].gather(2, order)
+    return inputs[points], inputs[vectors], inputs[mask] > 0, types
 
 
 def typical(tagger, jets, most=3, particles=10):

@@ -212,7 +212,7 @@ class JetClassifier(nn.Module):
     Parameters
     ----------
     mod : nn.Module
-        Called with the four inputs that weaver hands over.
+        Called with the inputs that weaver hands over.
     """
 
     def __init__(self, mod):
@@ -223,6 +223,6 @@ class JetClassifier(nn.Module):
         """Return the network within, and what follows it: nothing."""
         return self.mod, nn.Identity()
 
-    def forward(self, points, features, lorentz_vectors, mask):
-        """(B, 2, N), (B, C, N), (B, 4, N) and (B, 1, N) to (B, num_classes)."""
-        return self.mod(points, features, lorentz_vectors, mask)
+    def forward(self, *inputs):
+        """What the network within takes, to (B, num_classes)."""
+        return self.mod(*inputs)
