@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ..nn.collections import by_collection, side_by_side
+from ..nn.inputs import is_arranged
 
 # Rows that go through an embedding together, so that memory does not grow with the batch.
 EMBEDDED_ROWS = {"cpu": 4096, "cuda": 2**18}
@@ -49,11 +50,36 @@ class CollectionsForm(Form):
         return self.core(*side_by_side(embeds, groups, torch.empty(0)))
 
 
+class ArrangedForm(Form):
+    """A network that takes its inputs in the order of a data config, folded.
+
+    Parameters
+    ----------
+    arrangement : jetzoo.nn.inputs.Arrangement
+    core : nn.Module
+    """
+
+    def __init__(self, arrangement, core):
+        super().__init__(core)
+        self.arrangement = arrangement
+
+    def forward(self, *inputs):
+        """All inputs of the data config to (B, num_classes)."""
+        return self.core(*self.arrangement(self, inputs))
+
+
 def _in_parts(embed, x):
     """Rows (T, C) to tokens (T, D)."""
     return torch.cat([embed(rows) for rows in x.split(EMBEDDED_ROWS[x.device.type])])
 
 
+def takes_usual(network):
+    """Whether a network is called with (points, features, lorentz_vectors, mask)."""
+    return not (forms_of(network) or is_arranged(network))
+
+
 def forms_of(network):
-    """List the forms within a network."""
-    return [module for module in network.modules() if isinstance(module, Form)]
+    """List the forms within a network, but for those within another form."""
+    forms = [module for module in network.modules() if isinstance(module, Form)]
+    inner = {id(module) for form in forms for module in form.core.modules()}
+    return [form for form in forms if id(form) not in inner]

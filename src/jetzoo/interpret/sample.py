@@ -6,7 +6,9 @@ import awkward as ak
 import numpy as np
 import torch
 
-from jetzoo.jets import num_particles, true_labels
+from jetzoo import UserError
+from jetzoo.groups import collections
+from jetzoo.jets import num_particles, true_classes
 from jetzoo.jets import read_jets as read_branches
 from jetzoo.nn.packing import pt_order
 
@@ -89,17 +91,17 @@ def batches(tagger, jets, batch_size=64, num_subjets=None):
 
 def batch(tagger, jets, num_subjets=None):
     """Put all jets into one :class:`Batch`; arguments are those of :func:`batches`."""
-    inputs = tagger.inputs(jets)
-    points, features, vectors, mask = (torch.from_numpy(x) for x in inputs.values())
-    real = mask[:, 0] > 0
-    pt2 = pt_order(vectors, real[:, None])
+    inputs = {name: torch.from_numpy(x) for name, x in tagger.inputs(jets).items()}
+    groups = check_groups(tagger)
+    real = inputs[groups["mask"]][:, 0] > 0
+    pt2 = pt_order(inputs[groups["lorentz_vectors"]], real[:, None])
     order = pt2.argsort(dim=1, descending=True, stable=True)  # (B, N)
-    points, features, vectors, mask = (
-        x.gather(2, order[:, None].expand_as(x)) for x in (points, features, vectors, mask)
-    )
+    for name in groups.values():
+        inputs[name] = inputs[name].gather(2, order[:, None].expand_as(inputs[name]))
+    points, vectors, mask = (inputs[groups[x]] for x in ("points", "lorentz_vectors", "mask"))
     length = max(int(real.sum(1).max()), 1)
     real = mask[:, 0, :length] > 0
-    labels = true_labels(tagger, jets)
+    labels = true_classes(tagger, jets)
     if num_subjets is None:
         three = [tagger.classes.index(c) for c in THREE_PRONGED if c in tagger.classes]
         num_subjets = 2 if labels is None else np.where(np.isin(labels, three), 3, 2)
@@ -111,7 +113,7 @@ def batch(tagger, jets, num_subjets=None):
     types = _types(jets, order.shape[1]).gather(1, order)[:, :length].masked_fill(~real, -1)
     device = tagger.device
     return Batch(
-        tuple(x.to(device) for x in (points, features, vectors, mask)),
+        tuple(x.to(device) for x in inputs.values()),
         real.to(device),
         pt2.gather(1, order)[:, :length].clamp(min=0).sqrt().float().to(device),
         points[:, 0, :length].masked_fill(~real, 0).to(device),
@@ -120,6 +122,29 @@ def batch(tagger, jets, num_subjets=None):
         labels,
         subjets,
     )
+
+
+def check_groups(tagger):
+    """The groups of the one collection of particles that can be looked at, by kind.
+
+    Raises
+    ------
+    UserError
+        If there are several, or groups are missing that the figures need.
+    """
+    found = collections(tagger.data_config)
+    if len(found) != 1:
+        raise UserError(
+            "Attention is shown of one collection of particles, and the data config has "
+            f"{', '.join(found)}."
+        )
+    (groups,) = found.values()
+    for what in ("points", "lorentz_vectors", "mask"):
+        if what not in groups:
+            raise UserError(
+                f"Attention is drawn at the {what} of particles, of which the data config has none."
+            )
+    return groups
 
 
 def typical(tagger, jets, most=3, particles=10):
@@ -138,7 +163,7 @@ def typical(tagger, jets, most=3, particles=10):
     -------
     list of int
     """
-    labels = true_labels(tagger, jets)
+    labels = true_classes(tagger, jets)
     labels = np.zeros(len(jets), int) if labels is None else labels
     counts = num_particles(tagger, jets)
     return [

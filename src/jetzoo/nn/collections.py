@@ -37,6 +37,7 @@ class CollectionTransformer(nn.Module):
     collections : tuple of str
     """
 
+    several_collections = True
     fixed_options = ParticleTransformer.fixed_options
 
     def __init__(
