@@ -211,9 +211,9 @@ def test_a_killed_training_goes_on(arguments, run, tmp_path):
 def test_the_best_epoch_stays_the_best(run, monkeypatch):
     """weaver itself takes the first epoch of a resumed training for the best."""
     metrics = iter([0.5, 0.7, 0.6, 0.65])
-    evaluate = loop.evaluate_classification
+    evaluate = loop.evaluation(is_regression=False)
     monkeypatch.setattr(
-        loop, "evaluate_classification", lambda *a, **k: (evaluate(*a, **k), next(metrics))[1]
+        loop, "evaluation", lambda _: lambda *a, **k: (evaluate(*a, **k), next(metrics))[1]
     )
     folder = run("net", *IN_MEMORY, stop=3 * CALLS)
     best = folder / "net_best_epoch_state.pt"

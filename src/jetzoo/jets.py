@@ -89,7 +89,7 @@ def check_columns(tagger, jets, path, extra=()):
             raise UserError(
                 f"{path}: branch {name} lacks values in {missing:,} of {len(jets):,} jets."
             )
-    columns = {name: jets[name] for name in tagger.branches}
+    columns = {name: jets[name] for name in sorted(tagger.branches)}
     kinds = dict(tagger.kinds)
     beginnings = {first: (first, used) for first, used in kinds.values()}
     for name in extra:

@@ -202,7 +202,8 @@ def get_loss(data_config, loss=None, **options):
 
     Parameters
     ----------
-    data_config : weaver.utils.data.config.DataConfig
+    data_config : weaver.utils.data.config.DataConfig or None
+        None for classes, whose loss does not depend on it.
     loss : {"log-cosh", "mse", "huber"}, optional
         Of a regression, by default log-cosh; see :mod:`jetzoo.training.regression`.
     **options
@@ -213,7 +214,7 @@ def get_loss(data_config, loss=None, **options):
     UserError
         If there is no such loss, or the labels are classes, whose loss is the cross entropy.
     """
-    if labels.is_regression(data_config):
+    if data_config is not None and labels.is_regression(data_config):
         return regression_loss(loss or "log-cosh")
     if loss is not None:
         raise UserError(f"The loss {loss!r} is for a regression; that of classes is cross entropy.")

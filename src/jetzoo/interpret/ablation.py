@@ -112,7 +112,7 @@ def ablate(tagger, jets, *, batch_size=64):
         raise UserError("This network has no attention that an ablation can change.")
     labels = true_classes(tagger, jets)
     if labels is None:
-        raise UserError("The jets have no classes, so that ablations have no metrics.")
+        raise UserError("The jets have no labels of classes, so that ablations have no metrics.")
     if len(np.unique(labels)) < 2:
         raise UserError("The jets are of one class, so that ablations have no AUC.")
     core = transformer(tagger.model)
