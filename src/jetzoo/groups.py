@@ -13,7 +13,7 @@ from jetzoo import UserError
 KINDS = {
     "points": ("points", "coords", "coordinates"),
     "features": ("features", "feats", "fts"),
-    "lorentz_vectors": ("lorentz_vectors", "vectors", "lorentz", "momenta", "p4"),
+    "lorentz_vectors": ("vectors", "lorentz_vectors", "lorentz", "momenta", "p4"),
     "mask": ("mask",),
 }
 _NAME = re.compile(

@@ -146,7 +146,10 @@ def check_mode(data_config, args):
 
 
 def constructor_options(network):
-    """Names of the options of a network, those it hands on to its base classes included."""
+    """Names of the options of a network, those it hands on to others included.
+
+    These are its base classes, and the class that its attribute ``hands_options_to`` names.
+    """
     names = []
     for cls in network.__mro__:
         if "__init__" not in vars(cls):
@@ -155,6 +158,8 @@ def constructor_options(network):
         names += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
+    if hasattr(network, "hands_options_to"):
+        names += constructor_options(network.hands_options_to)
     fixed = getattr(network, "fixed_options", ())
     return [name for name in dict.fromkeys(names) if name not in fixed]
 

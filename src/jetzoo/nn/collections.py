@@ -38,6 +38,7 @@ class CollectionTransformer(nn.Module):
     """
 
     several_collections = True
+    hands_options_to = ParticleTransformer
     fixed_options = ParticleTransformer.fixed_options
 
     def __init__(
