@@ -15,6 +15,7 @@ import torch
 import weaver.train
 from conftest import ROOT
 from weaver.train import parser
+from weaver.utils.nn.tools import evaluate_classification
 
 from jetzoo import UserError
 from jetzoo.training import files, loop, program
@@ -211,7 +212,7 @@ def test_a_killed_training_goes_on(arguments, run, tmp_path):
 def test_the_best_epoch_stays_the_best(run, monkeypatch):
     """weaver itself takes the first epoch of a resumed training for the best."""
     metrics = iter([0.5, 0.7, 0.6, 0.65])
-    evaluate = loop.evaluation(is_regression=False)
+    evaluate = evaluate_classification
     monkeypatch.setattr(
         loop, "evaluation", lambda _: lambda *a, **k: (evaluate(*a, **k), next(metrics))[1]
     )

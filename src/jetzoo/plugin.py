@@ -23,8 +23,9 @@ from .nn.inputs import Arrangement, arrange
 from .repository import reason
 from .tagger import Tagger
 from .training import TrainingLoop
+from .training.evaluation import evaluation
 from .training.program import explain, trains, weaver_arguments, weaver_program
-from .training.regression import evaluation, regression_loss
+from .training.regression import regression_loss
 
 STAND_IN = "__jetzoo_stand_in__"
 
@@ -247,7 +248,7 @@ def get_evaluate_fn(data_config, fast=False, quantize=None, use_amp=False, **opt
     **options
         Other options of the network.
     """
-    evaluate_jets = evaluation(labels.is_regression(data_config))
+    evaluate_jets = evaluation(data_config)
     if quantize:
         check_can_compare(data_config)
         kept = {key: value for key, value in options.items() if key not in WEAVER_OPTIONS}
@@ -270,8 +271,7 @@ def validate(model, val_loader, dev, epoch, **arguments):
     loop = weaver.get("train")
     if isinstance(loop, TrainingLoop) and "train" in weaver["args"].run_mode:
         return loop.validate(model, val_loader, dev, epoch, **arguments)
-    is_regression = labels.is_regression(val_loader.dataset.config)
-    return evaluation(is_regression)(model, val_loader, dev, epoch, **arguments)
+    return evaluation(val_loader.dataset.config)(model, val_loader, dev, epoch, **arguments)
 
 
 class ComparingLoop:

@@ -13,9 +13,10 @@ from jetzoo import UserError, tables
 from jetzoo.labels import is_regression, outputs
 
 from . import resuming
+from .evaluation import evaluation
 from .files import Overlay, copy, epoch_file, remove_partial, save, writes_files
 from .program import check_pretrained, weaver_program
-from .regression import evaluation, with_targets
+from .regression import with_targets
 
 # Goes to weaver's log file, too.
 log = logging.getLogger("weaver")
@@ -64,6 +65,8 @@ class TrainingLoop:
             self.begin(unwrap_model(model), opt, scheduler, epoch, weaver)
         batches = CheckedBatches(train_loader, f"epoch {epoch}", weaver["args"].model_prefix)
         train = train_regression if self.is_regression else train_classification
+        if self.is_regression:
+            batches.stacks_targets = True
         train(model, batches.check(loss_func), opt, scheduler, batches, dev, epoch, **arguments)
         for name in not_finite(unwrap_model(model)):
             if name not in self._masks:
@@ -90,7 +93,7 @@ class TrainingLoop:
         if "val" not in self.starts:
             self.starts["val"] = resuming.random_states()
         batches = CheckedBatches(val_loader, f"the validation of epoch {epoch}", args.model_prefix)
-        metric = evaluation(self.is_regression)(
+        metric = evaluation(val_loader.dataset.config)(
             model, batches, dev, epoch, loss_func=batches.check(loss_func), **arguments
         )
         best = self.best_metric
@@ -222,22 +225,26 @@ class CheckedBatches:
         Part of the training, for the message.
     prefix : str
         Of the files of the training; the batch goes to ``PREFIX_nonfinite_batch.pt``.
+
+    Attributes
+    ----------
+    stacks_targets : bool
+        Hand all targets of a regression over as the first label, the one that weaver trains on.
     """
 
     def __init__(self, loader, place, prefix):
         self.loader, self.dataset = loader, loader.dataset
         self.place, self.prefix = place, prefix
         self.step, self.batch = -1, None
+        self.stacks_targets = False
 
     def __iter__(self):
         config = self.dataset.config
         for batch in self.loader:
             self.step, self.batch = self.step + 1, batch
-            if is_regression(config):
-                yield with_targets(batch, config)
-            else:
+            if not is_regression(config):
                 self.check_classes(config)
-                yield batch
+            yield with_targets(batch, config) if self.stacks_targets else batch
 
     def check_classes(self, config):
         """Raise a UserError if a label of the batch is not the index of a class."""

@@ -1,4 +1,4 @@
-"""Regression: the losses, and the evaluation that weaver's own fails at for some batches.
+"""Regression: the losses, and the evaluation, which is not weaver's.
 
 weaver trains on the first label alone, and its evaluation fails at a batch of one jet and at
 several targets. Here all labels are targets, one number each for a jet.
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
-from weaver.utils.nn.tools import AllGather, evaluate_classification, get_autocast_config
+from weaver.utils.nn.tools import AllGather, get_autocast_config
 
 from jetzoo import UserError
 
@@ -34,11 +34,6 @@ def regression_loss(name):
     if name not in LOSSES:
         raise UserError(f"The loss of a regression is one of {', '.join(LOSSES)}, not {name!r}.")
     return LOSSES[name]
-
-
-def evaluation(is_regression):
-    """The evaluation loop: :func:`evaluate_regression`, or that of weaver for classes."""
-    return evaluate_regression if is_regression else evaluate_classification
 
 
 def targets(labels, config):
