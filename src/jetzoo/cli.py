@@ -14,31 +14,41 @@ from jetzoo.int8.methods import METHODS
 
 def add_evaluate(parser):
     parser.add_argument("files", nargs="+", metavar="PRED", help="weaver's .root or .parquet")
-    parser.add_argument("--out", metavar="DIR", help="folder for roc.pdf, roc.png, metrics.json")
+    parser.add_argument("--out", metavar="DIR", help="folder for metrics.json and figures")
     parser.add_argument(
-        "--data-config", metavar="YAML", help="names the classes of parquet files, which have none"
+        "--data-config",
+        metavar="YAML",
+        help="says what labels of type custom are, classes or targets of a regression, and names "
+        "the classes of parquet files, which have none",
     )
 
 
 def run_evaluate(args):
     from rich.console import Console
 
-    from jetzoo import tables
-    from jetzoo.metrics import numbers, predictions, roc
+    from jetzoo import labels, tables
+    from jetzoo.metrics import numbers, predictions, regression, report, roc
 
-    classes = None
+    classes, label, is_regression = None, "_label_", False
     if args.data_config:
         from jetzoo import data_config
 
-        classes = list(data_config.read(args.data_config).label_value)
+        config = data_config.read(args.data_config)
+        classes, label = labels.outputs(config), config.label_names[0]
+        is_regression = labels.is_regression(config)
     folder = Path(args.out or Path(args.files[0]).parent)
     if args.out:
         tables.check_folder(folder)
-    jets = predictions.read_predictions(args.files, classes)
+    if is_regression:
+        jets = (*predictions.read_targets(args.files, classes), classes)
+        measured, figures = regression, regression.figures
+    else:
+        jets = predictions.read_predictions(args.files, classes, label)
+        measured, figures = numbers, roc.figures
     folder = tables.writable_folder(folder)
-    metrics = numbers.evaluate(*jets)
-    written = roc.write_report(metrics, roc.roc_figure(*jets), folder)
-    Console().print(*numbers.summary(metrics))
+    metrics = measured.evaluate(*jets)
+    written = report.write_report(metrics, figures(*jets), folder)
+    Console().print(*measured.summary(metrics))
     for note in metrics["notes"]:
         print(f"note: {note}")
     for path in written:
@@ -414,7 +424,7 @@ def _literal(key, text):
 
 
 COMMANDS = (
-    ("evaluate", "accuracy, AUC, rejections and ROC of predictions", add_evaluate, run_evaluate),
+    ("evaluate", "what predictions are worth, with figures", add_evaluate, run_evaluate),
     ("predict", "scores of a trained network on files of jets", add_predict, run_predict),
     ("attention", "what a trained network looks at", add_attention, run_attention),
     ("profile", "where the time of a network goes", add_profile, run_profile),

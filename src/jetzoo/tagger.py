@@ -9,6 +9,8 @@ import torch
 from tqdm import tqdm
 
 from jetzoo import UserError, models, tables
+from jetzoo.groups import shapes
+from jetzoo.labels import is_regression, outputs
 
 from .acceleration import accelerate, lower
 from .checkpoint import load_weights
@@ -18,7 +20,7 @@ from .data_config import read as read_data_config
 from .int8 import file as int8_file
 from .int8.quantize import check_device
 from .jets import true_labels
-from .metrics.predictions import write_predictions
+from .metrics.predictions import write_predictions, write_targets
 from .repository import build_network, reason
 
 
@@ -142,8 +144,7 @@ def usable_device(device):
 @torch.inference_mode()
 def _try(tagger, network, options):
     """Run a network on one jet, because some options fail only then, such as a backend for GPUs."""
-    shapes = tagger.data_config.input_shapes.values()
-    inputs = [torch.ones(1, *(x or 2 for x in shape[1:-1]), 2) for shape in shapes]
+    inputs = [torch.ones(shape) for shape in shapes(tagger.data_config, length=2).values()]
     try:
         out = tagger.model(*(x.to(tagger.device) for x in inputs))
     except Exception as error:
@@ -162,7 +163,7 @@ class Tagger:
     Parameters
     ----------
     model : torch.nn.Module
-        Called as weaver calls it, returns logits. Put in eval mode.
+        Called as weaver calls it, returns logits, or targets. Put in eval mode.
     data_config : weaver.utils.data.config.DataConfig
     device : str or torch.device
 
@@ -170,18 +171,23 @@ class Tagger:
     ----------
     model, data_config, device
     classes : list of str
-        Names of the columns of the scores.
+        Names of the columns of the scores: the classes, or the targets of a regression.
     branches : set of str
         What jets must have.
+    kinds : dict of str to tuple
+        See :class:`jetzoo.data_config.Inputs`.
+    is_regression : bool
+        Whether the scores are targets of a regression instead of probabilities.
     """
 
     def __init__(self, model, data_config, device="cpu"):
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
         self.data_config = data_config
-        self.classes = list(data_config.label_value)
+        self.classes = outputs(data_config)
+        self.is_regression = is_regression(data_config)
         self._inputs = Inputs(data_config)
-        self.branches = self._inputs.branches
+        self.branches, self.kinds = self._inputs.branches, self._inputs.kinds
 
     def inputs(self, jets):
         """Build the inputs of the network with weaver's own preprocessing.
@@ -229,8 +235,8 @@ class Tagger:
         Returns
         -------
         ndarray, float32, (num_jets, num_classes)
-            Probabilities, in the order of ``classes``. NaN for jets with a value that is NaN or
-            infinite.
+            Probabilities, or predicted targets, in the order of ``classes``. NaN for jets with a
+            value that is NaN or infinite.
 
         Raises
         ------
@@ -246,12 +252,16 @@ class Tagger:
             if len(rows):
                 inputs = self.inputs(columns[rows]).values()
                 logits = self.model(*(torch.from_numpy(x).to(self.device) for x in inputs))
-                scores[rows] = logits.float().softmax(dim=1).numpy(force=True)
+                scores[rows] = self.scores(logits).numpy(force=True)
             if progress is not None:
                 progress.update(len(columns[start : start + batch_size]))
         return scores
 
     __call__ = predict
+
+    def scores(self, logits):
+        """What the network gives, (B, num_classes), to probabilities, or to targets as they are."""
+        return logits.float() if self.is_regression else logits.float().softmax(1)
 
 
 class Predicted(NamedTuple):
@@ -327,8 +337,8 @@ def predict_files(tagger, files, output, batch_size=512):
             for name in extra:
                 columns[name].append(jets[name])
     scores = np.concatenate(scores)
+    labels = np.concatenate(labels) if has_labels else None
     columns = {name: ak.concatenate(chunks) for name, chunks in columns.items()}
-    write_predictions(
-        output, tagger.classes, scores, np.concatenate(labels) if has_labels else None, columns
-    )
+    write = write_targets if tagger.is_regression else write_predictions
+    write(output, tagger.classes, scores, labels, columns)
     return Predicted(total, int(np.isnan(scores).any(axis=1).sum()), has_labels)

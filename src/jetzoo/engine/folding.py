@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from ..modules import unmodified
+from ..nn.inputs import is_arranged, take_arrangement
 from .batching import TOKENS, MicroBatches
 from .dense import half_precision
-from .forms import CollectionsForm
+from .forms import ArrangedForm, CollectionsForm
 from .layers import FoldedEmbed
 from .transformer import FoldedTransformer
 
@@ -73,6 +74,11 @@ def fold(frozen, dtype=torch.float32):
     nn.Module or None
         None if there is no fast form of the network; the reason is logged.
     """
+    if is_arranged(frozen):
+        plain = copy.deepcopy(frozen)
+        arrangement = take_arrangement(plain)
+        folded = fold(plain, dtype)
+        return None if folded is None else ArrangedForm(arrangement, folded).eval()
     core, head = frozen, nn.Identity()
     if hasattr(frozen, "core_and_head") and _computes_as_owner(frozen, "core_and_head"):
         core, head = frozen.core_and_head()

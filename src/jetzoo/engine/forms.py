@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ..nn.collections import by_collection, side_by_side
+from ..nn.inputs import is_arranged
 from ..nn.packing import pack
 
 # Rows that go through an embedding together, so that memory does not grow with the batch.
@@ -53,6 +54,24 @@ class CollectionsForm(Form):
         return side_by_side(embeds, groups, torch.empty(0), layout)
 
 
+class ArrangedForm(Form):
+    """A network that takes its inputs in the order of a data config, folded.
+
+    Parameters
+    ----------
+    arrangement : jetzoo.nn.inputs.Arrangement
+    core : nn.Module
+    """
+
+    def __init__(self, arrangement, core):
+        super().__init__(core)
+        self.arrangement = arrangement
+
+    def forward(self, *inputs):
+        """All inputs of the data config to (B, num_classes)."""
+        return self.core(*self.arrangement(self, inputs))
+
+
 def _in_parts(embed, x):
     """Features (..., C) to tokens (..., D)."""
     if torch.jit.is_tracing():  # the number of parts would become a constant
@@ -61,6 +80,13 @@ def _in_parts(embed, x):
     return torch.cat([embed(part).float() for part in rows]).unflatten(0, x.shape[:-1])
 
 
+def takes_usual(network):
+    """Whether a network is called with (points, features, lorentz_vectors, mask)."""
+    return not (forms_of(network) or is_arranged(network))
+
+
 def forms_of(network):
-    """List the forms within a network."""
-    return [module for module in network.modules() if isinstance(module, Form)]
+    """List the forms within a network, but for those within another form."""
+    forms = [module for module in network.modules() if isinstance(module, Form)]
+    inner = {id(module) for form in forms for module in form.core.modules()}
+    return [form for form in forms if id(form) not in inner]

@@ -18,7 +18,7 @@ from torch import nn
 
 from jetzoo import UserError
 
-from ..engine.forms import forms_of
+from ..engine.forms import takes_usual
 from .calibration import calibration_batches, choose_range, observe
 from .layers import dense, layers_of, quantized, round_rows
 from .methods import METHODS, OBSERVERS
@@ -92,7 +92,7 @@ def quantize(folded, calibration=None, method="static", *, keep=None, observer="
     check_device(next(x for x in (*folded.parameters(), *folded.buffers())).device)
     batches = None
     if calibration is not None:
-        batches = calibration_batches(calibration, usual=not forms_of(folded))
+        batches = calibration_batches(calibration, usual=takes_usual(folded))
     elif method == "static":
         raise UserError(
             "Static int8 needs jets to calibrate with: give calibration=, or take method 'dynamic'."

@@ -14,7 +14,7 @@ from jetzoo.tagger import Tagger
 from .ablation import ablate, ablation_rows
 from .panels import study_panels
 from .recorder import is_graph, transformer
-from .sample import read_jets, typical
+from .sample import check_groups, read_jets, typical
 from .studies import Study, initial, study
 from .summary import ablation_lines, as_json, measure_rows, summary, top_k_sentence
 
@@ -138,6 +138,7 @@ def explain(
     """
     tagger = Tagger(counterpart(tagger.model), tagger.data_config, tagger.device)
     check_network(tagger.model, network)
+    check_groups(tagger)
     sample, index, notes = _finite_jets(tagger, read_jets(tagger, files, jets), jets)
     # First, because it is what may refuse the jets.
     results = ablate(tagger, sample, batch_size=batch_size) if with_ablations else []

@@ -37,6 +37,8 @@ class CollectionTransformer(nn.Module):
     collections : tuple of str
     """
 
+    several_collections = True
+    hands_options_to = ParticleTransformer
     fixed_options = ParticleTransformer.fixed_options
 
     def __init__(

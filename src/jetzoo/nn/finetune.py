@@ -9,7 +9,7 @@ class FineTune(nn.Module):
     Parameters
     ----------
     mod : nn.Module
-        Called with (points, features, lorentz_vectors, mask); gives (B, D).
+        Gives (B, D).
     name : str
         Name of the new layer.
     layer : nn.Module
@@ -33,10 +33,9 @@ class FineTune(nn.Module):
         """Return the backbone and the new layer that follows it."""
         return self.mod, self.get_submodule(self.name)
 
-    def forward(self, points, features, lorentz_vectors, mask):
-        """(B, 2, N), (B, C, N), (B, 4, N) and (B, 1, N) to (B, num_classes)."""
-        x = self.mod(points, features, lorentz_vectors, mask)
-        logits = self.get_submodule(self.name)(x)
+    def forward(self, *inputs):
+        """What the backbone takes, to (B, num_classes)."""
+        logits = self.get_submodule(self.name)(self.mod(*inputs))
         return logits.softmax(1) if self.for_inference else logits
 
     def load_state_dict(self, state_dict, strict=True, assign=False):

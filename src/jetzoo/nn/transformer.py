@@ -51,6 +51,8 @@ class ParticleTransformer(nn.Module):
         Return probabilities and keep the padding, so that the graph can be exported.
     """
 
+    unused_inputs = ("points",)
+    gives_classes = True  # False: targets of a regression, without a softmax
     # Arguments that say which architecture it is; no options of a user.
     fixed_options = ("mixer", "sort_by_pt")
     # Kinds of layers for `jetzoo profile`; the other parts say theirs themselves.
@@ -201,7 +203,7 @@ class ParticleTransformer(nn.Module):
         out = self.norm(cls.squeeze(1))
         if self.fc is not None:
             out = self.fc(out)
-            if self.for_inference:
+            if self.for_inference and self.gives_classes:
                 out = out.softmax(1)
         return finish(out, finite, points, lorentz_vectors)
 
