@@ -20,7 +20,8 @@ def get_model(data_config, **kwargs):
     old = "mod.fc" if part is network else "mod.part.fc"
     fc, part.fc = part.fc, None
     for_inference = kwargs.get("for_inference", False) and part.gives_classes
-    return finetune.FineTune(network, "fc", fc[-1], old=old, for_inference=for_inference), info
+    options = {"for_inference": for_inference, "embedding": part.embedding}
+    return finetune.FineTune(network, "fc", fc[-1], old=old, **options), info
 
 
 init_opt = finetune.init_opt("fc.*")

@@ -19,6 +19,7 @@ from .int8.quantize import check_device, check_method, quantize
 from .int8.tuning import fine_tune as fine_tuned
 from .native import part as native_part
 from .native.calls import serial_after_fork
+from .nn.head import split_embedding
 
 logger = logging.getLogger("jetzoo")
 
@@ -75,7 +76,7 @@ def accelerate(
     elif precision == "int8" and fine_tune:
         if calibration is None:
             raise UserError("Fine-tuning for int8 needs jets: give calibration=.")
-        return lower(fine_tuned(frozen, calibration, method))
+        return splitting(lower(fine_tuned(frozen, calibration, method)), frozen)
     else:
         network = fold(frozen, PRECISIONS[precision])
         if network is None:
@@ -85,7 +86,13 @@ def accelerate(
                 logger.warning("no fast form of %s: it runs as it is, in float32", name)
     if precision == "int8":
         network = quantize(network, calibration, method)
-    return lower(network)
+    return splitting(lower(network), frozen)
+
+
+def splitting(accelerated, network):
+    """An accelerated network with the second output of the network that it stands for."""
+    accelerated.appended = getattr(network, "appended", None)
+    return accelerated
 
 
 def _stock(frozen, precision):
@@ -173,7 +180,11 @@ class Accelerated(nn.Module):
     ----------
     network, kernels
     is_int8 : bool
+    appended : int or None
+        Width of the embedding, if it is a second output.
     """
+
+    appended = None
 
     def __init__(self, network, kernels=None):
         super().__init__()
@@ -202,4 +213,6 @@ class Accelerated(nn.Module):
     def forward(self, *inputs, **named):
         """What the network takes, to what it gives."""
         with torch.no_grad(), serial_after_fork():
-            return (self.network if self.kernels is None else self.kernels)(*inputs, **named)
+            out = (self.network if self.kernels is None else self.kernels)(*inputs, **named)
+            # A network that runs as it is has done so itself.
+            return split_embedding(out, self.appended) if torch.is_tensor(out) else out

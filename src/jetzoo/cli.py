@@ -61,6 +61,11 @@ def add_predict(parser):
     parser.add_argument("--output", required=True, metavar="FILE", help=".root or .parquet")
     parser.add_argument("--batch-size", type=positive_integer, default=512, metavar="N")
     parser.add_argument("--fast", action="store_true", help="the fast engine: the same scores")
+    parser.add_argument(
+        "--embedding",
+        action="store_true",
+        help="write the normalised class token of each jet, too; for ParT and its variants",
+    )
 
 
 def run_predict(args):
@@ -69,7 +74,8 @@ def run_predict(args):
 
     tables.check_format(args.output)
     tables.check_output(args.output, (*args.files, *_inputs(args)))
-    tagger = _load(args, **({"fast": True} if args.fast else {}))
+    wanted = {"fast": args.fast, "embedding": args.embedding}
+    tagger = _load(args, **{name: True for name, is_wanted in wanted.items() if is_wanted})
     found = predict_files(tagger, args.files, args.output, args.batch_size)
     if not found.has_labels:
         print("note: The files have no labels; only scores were written.")
@@ -402,6 +408,8 @@ def _network_options(args):
     for key, value in args.network_option:
         if key in ("network", "checkpoint", "data_config", "device"):
             raise UserError(f"{key} is no option of a network: --network-option {key} {value}.")
+        if key == "embedding":
+            raise UserError("An embedding is written by jetzoo predict --embedding.")
     return {key: _literal(key, value) for key, value in args.network_option}
 
 

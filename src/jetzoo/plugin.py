@@ -218,8 +218,11 @@ def get_loss(data_config, loss=None, **options):
     Raises
     ------
     UserError
-        If there is no such loss, or the labels are classes, whose loss is the cross entropy.
+        If there is no such loss, the labels are classes, whose loss is the cross entropy, or the
+        network has a second output.
     """
+    if options.get("embedding"):
+        raise UserError("weaver takes one output: an embedding is for jetzoo predict --embedding.")
     if data_config is not None and labels.is_regression(data_config):
         return regression_loss(loss or "log-cosh")
     if loss is not None:

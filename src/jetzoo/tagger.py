@@ -153,7 +153,8 @@ def _try(tagger, network, options):
             f"{Path(network).stem} cannot run on {tagger.device} with the option {given}: "
             f"{reason(error)}."
         ) from error
-    if tuple(out.shape) != (1, len(tagger.classes)):
+    scores = out if tagger.appended is None else out[0]
+    if tuple(scores.shape) != (1, len(tagger.classes)):
         raise UserError(f"{Path(network).stem} gives no score for each class.")
 
 
@@ -178,6 +179,8 @@ class Tagger:
         See :class:`jetzoo.data_config.Inputs`.
     is_regression : bool
         Whether the scores are targets of a regression instead of probabilities.
+    appended : int or None
+        Width of the embedding, if the network gives one.
     """
 
     def __init__(self, model, data_config, device="cpu"):
@@ -186,6 +189,7 @@ class Tagger:
         self.data_config = data_config
         self.classes = outputs(data_config)
         self.is_regression = is_regression(data_config)
+        self.appended = getattr(model, "appended", None)
         self._inputs = Inputs(data_config)
         self.branches, self.kinds = self._inputs.branches, self._inputs.kinds
 
@@ -220,7 +224,6 @@ class Tagger:
         """
         return self._inputs.columns(jets)
 
-    @torch.inference_mode()
     def predict(self, jets, batch_size=512, progress=None):
         """Tag jets.
 
@@ -243,21 +246,50 @@ class Tagger:
         UserError
             As :meth:`inputs`.
         """
+        return self.outputs(jets, batch_size, progress)[:, : len(self.classes)]
+
+    __call__ = predict
+
+    def embed(self, jets, batch_size=512, progress=None):
+        """Embed jets: the normalised class token, from which the last layer makes the scores.
+
+        Arguments and errors are those of :meth:`predict`. The network must have been built with the
+        option ``embedding``, as in ``jetzoo.load("ParT_full", embedding=True)``.
+
+        Returns
+        -------
+        ndarray, float32, (num_jets, embed_dim)
+        """
+        if self.appended is None:
+            raise UserError("The network gives no embedding: load it with the option embedding.")
+        return self.outputs(jets, batch_size, progress)[:, len(self.classes) :]
+
+    @torch.inference_mode()
+    def outputs(self, jets, batch_size=512, progress=None):
+        """All that the network gives: what :meth:`predict` gives, followed by any embedding.
+
+        Arguments and errors are those of :meth:`predict`.
+
+        Returns
+        -------
+        ndarray, float32, (num_jets, num_classes + embed_dim)
+        """
         columns = self.columns(jets)
         good = finite(columns)
-        scores = np.full((len(columns), len(self.classes)), np.nan, np.float32)
+        width = len(self.classes) + (self.appended or 0)
+        found = np.full((len(columns), width), np.nan, np.float32)
         for start in range(0, len(columns), batch_size):
             # weaver would warn of each branch with a NaN, and make a number of it.
             rows = start + np.flatnonzero(good[start : start + batch_size])
             if len(rows):
                 inputs = self.inputs(columns[rows]).values()
-                logits = self.model(*(torch.from_numpy(x).to(self.device) for x in inputs))
-                scores[rows] = self.scores(logits).numpy(force=True)
+                out = self.model(*(torch.from_numpy(x).to(self.device) for x in inputs))
+                logits, *embedding = [out] if self.appended is None else out
+                parts = [self.scores(logits), *embedding]
+                found[rows] = np.hstack([x.float().numpy(force=True) for x in parts])
             if progress is not None:
                 progress.update(len(columns[start : start + batch_size]))
-        return scores
-
-    __call__ = predict
+        return found
 
     def scores(self, logits):
         """What the network gives, (B, num_classes), to probabilities, or to targets as they are."""
@@ -284,7 +316,8 @@ class Predicted(NamedTuple):
 def predict_files(tagger, files, output, batch_size=512):
     """Tag the jets of files and write the scores as weaver does.
 
-    Truth labels, and those observers of the data config that all files have, are written too.
+    Truth labels, and those observers of the data config that all files have, are written too; so is
+    the ``embedding`` of a network that gives one.
 
     Parameters
     ----------
@@ -325,20 +358,22 @@ def predict_files(tagger, files, output, batch_size=512):
     extra = [x for x in config.observer_names if dependencies(config, [x])[0] <= common]
     branches, new_variables = dependencies(config, extra)
     wanted = tagger.branches | branches | (label_branches if has_labels else set())
-    scores, labels, columns = [], [], {name: [] for name in extra}
+    found, labels, columns = [], [], {name: [] for name in extra}
     with tqdm(total=total, unit="jet", desc="predict") as progress:
         for path in files:
             jets = tables.read(path, wanted, config.treename)
             with tables.about(path):
                 if has_labels:
                     labels.append(true_labels(tagger, jets))
-                scores.append(tagger.predict(jets, batch_size, progress))
+                found.append(tagger.outputs(jets, batch_size, progress))
                 jets = add_variables(jets[sorted(branches)], new_variables) if extra else jets
             for name in extra:
                 columns[name].append(jets[name])
-    scores = np.concatenate(scores)
+    scores, embedding = np.split(np.concatenate(found), [len(tagger.classes)], axis=1)
     labels = np.concatenate(labels) if has_labels else None
     columns = {name: ak.concatenate(chunks) for name, chunks in columns.items()}
+    if tagger.appended is not None:
+        columns["embedding"] = ak.from_numpy(embedding)
     write = write_targets if tagger.is_regression else write_predictions
     write(output, tagger.classes, scores, labels, columns)
     return Predicted(total, int(np.isnan(scores).any(axis=1).sum()), has_labels)

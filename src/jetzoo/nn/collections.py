@@ -65,6 +65,11 @@ class CollectionTransformer(nn.Module):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
+    @property
+    def appended(self):
+        """Width of the embedding that stands behind the logits, or None."""
+        return self.part.appended
+
     def embeds(self):
         """List the embeddings, in the order of the collections."""
         return [self.get_submodule(f"{name}_embed") for name in self.collections]
