@@ -3,7 +3,7 @@
 import pytest
 import torch
 from jets import make_jets, repad
-from test_stock import NATIVE, stirred
+from stock import NATIVE, stirred
 from weaver.nn.model.ParticleTransformer import ParticleTransformerTagger
 from zoo import without_kernels
 

@@ -102,6 +102,36 @@ def _stock(frozen, precision):
     return stock.rewrite(frozen, PRECISIONS[precision]) if precision == "bf16" else network
 
 
+def counterpart(model):
+    """A network with the zoo's own in place of weaver's: the same logits, to look into and export.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Left as it is.
+
+    Returns
+    -------
+    nn.Module
+        ``model`` itself if there is none of weaver's in it.
+
+    Raises
+    ------
+    UserError
+        If one of them has an option that the zoo's does not have.
+    """
+    if not stock.find(model):
+        return model
+    frozen = freeze(model)
+    try:
+        twin = stock.rewrite(frozen, None)
+        prove(frozen, twin)
+    except stock.Unsupported as error:
+        name = type(frozen).__name__
+        raise UserError(f"{name} has no counterpart in the zoo: {error}.") from error
+    return twin
+
+
 def lower(network):
     """Hand a folded network to this project's own kernels where they can run it.
 

@@ -31,7 +31,8 @@ def freeze(model, device=None):
     Parameters
     ----------
     model : nn.Module
-        Left as it is.
+        Left as it is. DataParallel, DistributedDataParallel and torch.compile are left out of the
+        copy.
     device : str or torch.device, optional
         By default that of the model.
 
@@ -40,7 +41,22 @@ def freeze(model, device=None):
     nn.Module
     """
     device = torch.device(device or next(model.parameters()).device)
-    return copy.deepcopy(model).to(device).float().eval().requires_grad_(False)
+    frozen = copy.deepcopy(_unwrapped(model))
+    for module in list(frozen.modules()):
+        for name, child in module.named_children():
+            setattr(module, name, _unwrapped(child))
+    return frozen.to(device).float().eval().requires_grad_(False)
+
+
+def _unwrapped(module):
+    """The network within what only calls it."""
+    while True:
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        elif hasattr(module, "_orig_mod"):  # of torch.compile
+            module = module._orig_mod
+        else:
+            return module
 
 
 def fold(frozen, dtype=torch.float32):

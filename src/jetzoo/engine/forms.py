@@ -7,6 +7,7 @@ from torch import nn
 
 from ..nn.collections import by_collection, side_by_side
 from ..nn.inputs import is_arranged
+from ..nn.packing import pack
 
 # Rows that go through an embedding together, so that memory does not grow with the batch.
 EMBEDDED_ROWS = {"cpu": 4096, "cuda": 2**18}
@@ -45,9 +46,12 @@ class CollectionsForm(Form):
 
     def forward(self, *inputs):
         """Features, four-vectors and mask of each collection to (B, num_classes)."""
-        groups = by_collection(inputs, self.collections)
+        return self.core(*self.side_by_side(by_collection(inputs, self.collections)))
+
+    def side_by_side(self, groups, layout=pack):
+        """See :func:`jetzoo.nn.collections.side_by_side`."""
         embeds = [functools.partial(_in_parts, embed) for embed in self.embeds]
-        return self.core(*side_by_side(embeds, groups, torch.empty(0)))
+        return side_by_side(embeds, groups, torch.empty(0), layout)
 
 
 class ArrangedForm(Form):
@@ -69,8 +73,11 @@ class ArrangedForm(Form):
 
 
 def _in_parts(embed, x):
-    """Rows (T, C) to tokens (T, D)."""
-    return torch.cat([embed(rows) for rows in x.split(EMBEDDED_ROWS[x.device.type])])
+    """Features (..., C) to tokens (..., D)."""
+    if torch.jit.is_tracing():  # the number of parts would become a constant
+        return embed(x)
+    rows = x.flatten(0, -2).split(EMBEDDED_ROWS[x.device.type])
+    return torch.cat([embed(part).float() for part in rows]).unflatten(0, x.shape[:-1])
 
 
 def takes_usual(network):

@@ -16,6 +16,7 @@ from jetzoo import UserError, data_config, repository, tables
 from jetzoo.labels import outputs
 
 from ..checkpoint import check_numbers
+from ..engine import stock
 from ..engine.folding import fold, freeze
 from .layers import dense, layers_of, quantized
 from .methods import METHODS
@@ -228,7 +229,7 @@ def _restore(content, config, network):
     options = {key: value for key, value in content["options"].items() if key not in NEUTRAL}
     model, _ = repository.build_network(network, config, **options)
     frozen = freeze(model, "cpu")
-    engine = fold(frozen)
+    engine = stock.rewrite(frozen) if stock.find(frozen) else fold(frozen)
     engine = frozen if engine is None else engine
     matrices = matrices_of(engine)
     rounded = {k: v for k, v in state.items() if k.removesuffix(".scale") in matrices}

@@ -7,7 +7,9 @@ import numpy as np
 
 from jetzoo import UserError
 from jetzoo import page as pages
+from jetzoo.acceleration import counterpart
 from jetzoo.jets import finite
+from jetzoo.tagger import Tagger
 
 from .ablation import ablate, ablation_rows
 from .panels import study_panels
@@ -134,6 +136,7 @@ def explain(
         If the network has nothing to look at, or the jets cannot be read or, for ablations, are not
         of two known classes.
     """
+    tagger = Tagger(counterpart(tagger.model), tagger.data_config, tagger.device)
     check_network(tagger.model, network)
     check_groups(tagger)
     sample, index, notes = _finite_jets(tagger, read_jets(tagger, files, jets), jets)
