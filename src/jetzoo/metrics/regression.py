@@ -174,8 +174,9 @@ def summary(metrics):
 
 
 def _with_error(value, error):
-    """A number and its error, with two digits of the error."""
-    digits = max(0, 1 - math.floor(math.log10(error))) if error > 0 else 4
+    """A number and its error, with two digits of an error that begins with 1 to 3, else one."""
+    order = math.floor(math.log10(error)) if error > 0 else -3
+    digits = max(0, (1 if error < 4 * 10.0**order else 0) - order)
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
