@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import awkward as ak
 import handmade
@@ -181,6 +182,43 @@ def test_weaver_counts_operations(tmp_path):
     assert info["input_shapes"]["jet"] == (1, 2) and info["input_names"][0] == "pf_mask"
     assert info["dynamic_axes"]["pf_p4"] == {0: "N", 2: "n_pf"}
     flops(model, info)
+
+
+@pytest.mark.parametrize(
+    "name, inputs", [("ParT", SHUFFLED), ("PN-FineTune", SHUFFLED), ("ParT", TWO)]
+)
+def test_onnx_has_the_inputs_of_the_data_config(name, inputs, tmp_path, table):
+    """As weaver exports it, with inputs that the network does not look at."""
+    ort = pytest.importorskip("onnxruntime")
+    config = data_config.read(write_config(tmp_path, inputs))
+    options = {**SIZES[name], "seed": 1}
+    model, _ = repository.build_network(name, config, **options)
+    twin, info = repository.build_network(name, config, for_inference=True, **options)
+    axes = info["dynamic_axes"]
+    ones = tuple(
+        torch.ones([2 if axis in axes[group] else n for axis, n in enumerate(shape)])
+        for group, shape in info["input_shapes"].items()
+    )
+    path = str(tmp_path / "net.onnx")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tracing
+        torch.onnx.export(
+            twin.eval(),
+            ones,
+            path,
+            input_names=info["input_names"],
+            output_names=info["output_names"],
+            dynamic_axes=axes,
+            opset_version=17,
+            dynamo=False,
+        )
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [x.name for x in session.get_inputs()] == list(inputs)
+    given = data_config.Inputs(config)(table)
+    (found,) = session.run(None, given)
+    with torch.no_grad():
+        expected = model.eval()(*map(torch.from_numpy, given.values())).softmax(1)
+    close(torch.from_numpy(found), expected)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ NAMES = {
     "label_Wqq": r"$W\to qq'$",
     "label_Tbqq": r"$t\to bqq'$",
     "label_Tbl": r"$t\to b\ell\nu$",
+    "jet_mass": "jet mass [100 GeV]",
     "jet_isQ": "quark",
     "jet_isG": "gluon",
     "jet_isTop": "top",

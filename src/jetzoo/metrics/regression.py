@@ -1,5 +1,7 @@
 """Bias, resolution and tails of a regression, overall and in bins of the truth, with a figure."""
 
+import math
+
 import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import LogNorm
@@ -101,23 +103,26 @@ def measure(truth, predicted):
     -------
     dict
         ``num_jets``; ``bias`` and ``resolution`` with ``bias_error`` and ``resolution_error``;
-        ``tails`` with its binomial ``tails_error``; ``rms`` of the residuals; ``relative_bias`` and
-        ``relative_resolution``, None unless all truths are positive.
+        ``tails`` with ``tails_error``, from the posterior of a flat prior; ``rms`` of the
+        residuals; ``relative_bias`` and ``relative_resolution``, None unless all truths are
+        positive.
     """
     residual = predicted - truth
     bias, bias_error, resolution, resolution_error = _center_and_width(residual)
-    tails = float(np.mean(np.abs(residual - bias) > TAIL * resolution))
+    count = len(truth)
+    outside = int((np.abs(residual - bias) > TAIL * resolution).sum())
+    expected = (outside + 1) / (count + 2)
     relative = [None] * 4
     if truth.min() > 0:
         relative = _center_and_width(predicted / truth - 1)
     return {
-        "num_jets": len(truth),
+        "num_jets": count,
         "bias": bias,
         "bias_error": bias_error,
         "resolution": resolution,
         "resolution_error": resolution_error,
-        "tails": tails,
-        "tails_error": float(np.sqrt(tails * (1 - tails) / len(truth))),
+        "tails": outside / count,
+        "tails_error": float(np.sqrt(expected * (1 - expected) / (count + 3))),
         "rms": float(np.sqrt(np.mean(residual**2))),
         "relative_bias": relative[0],
         "relative_resolution": relative[2],
@@ -151,21 +156,28 @@ def summary(metrics):
     """
     tables = []
     for name, found in metrics["targets"].items():
-        table = Table(name, "jets", "bias", "resolution", f"tails > {TAIL}σ", "relative")
+        table = Table(name, "jets", "bias", "resolution", f"beyond {TAIL}σ", "rel.")
         for row in (found, *found["bins"]):
-            where = f"{row['low']:.4g} ... {row['high']:.4g}" if "low" in row else "all"
+            where = f"{row['low']:.3g} - {row['high']:.3g}" if "low" in row else "all"
             relative = row["relative_resolution"]
             table.add_row(
                 where,
                 f"{row['num_jets']}",
-                f"{row['bias']:+.4f} ± {row['bias_error']:.4f}",
-                f"{row['resolution']:.4f} ± {row['resolution_error']:.4f}",
-                f"{row['tails']:.2%} ± {row['tails_error']:.2%}",
+                _with_error(row["bias"], row["bias_error"]),
+                _with_error(row["resolution"], row["resolution_error"]),
+                f"{row['tails']:.1%} ± {row['tails_error']:.1%}",
                 "-" if relative is None else f"{relative:.1%}",
                 end_section=row is found,
             )
         tables.append(table)
     return tables
+
+
+def _with_error(value, error):
+    """A number and its error, with two digits of an error that begins with 1 to 3, else one."""
+    order = math.floor(math.log10(error)) if error > 0 else -3
+    digits = max(0, (1 if error < 4 * 10.0**order else 0) - order)
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def figures(truth, predicted, targets):
@@ -196,14 +208,15 @@ def figure(truth, predicted, target):
     -------
     matplotlib.figure.Figure
     """
-    numbers = evaluate(truth[:, None], predicted[:, None], [target])["targets"][target]
-    rows = numbers["bins"]
+    rows = evaluate(truth[:, None], predicted[:, None], [target])["targets"][target]["bins"]
+    name = class_name(target).replace("_", " ")
+    limits = _central(truth, predicted)
     x = np.array([row["mean"] for row in rows])
     widths = np.abs(np.array([[row["low"], row["high"]] for row in rows]).T - x)
     with mpl.rc_context(STYLE):
-        found = Figure(figsize=(10, 4.8), layout="constrained")
-        left, right = found.subfigures(1, 2, width_ratios=(1, 1))
-        _draw_response(left, truth, predicted, class_name(target))
+        found = Figure(figsize=(11, 4.8), layout="constrained")
+        left, right = found.subfigures(1, 2, wspace=0.04)
+        _draw_response(left, truth, predicted, limits, name)
         panels = right.subplots(3, 1, sharex=True)
         shown = {"bias": "Bias", "resolution": "Resolution", "tails": "Tails [%]"}
         for axes, (key, label) in zip(panels, shown.items(), strict=True):
@@ -224,18 +237,23 @@ def figure(truth, predicted, target):
         panels[0].axhline(0, color="0.5", linewidth=0.8, zorder=0)
         for axes in panels[1:]:
             axes.set_ylim(bottom=0)
-        panels[-1].set_xlabel(f"True {class_name(target)}")
+        panels[-1].set(xlabel=f"True {name}", xlim=limits)
         right.align_ylabels(panels)
     return found
 
 
-def _draw_response(panel, truth, predicted, name):
-    """Histogram of predicted against true values, without the outermost half percent."""
-    axes = panel.subplots()
+def _central(truth, predicted):
+    """Limits of the axes, without the outermost half percent of the values."""
     low, high = np.quantile(np.concatenate((truth, predicted)), (0.005, 0.995))
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    count = int(np.clip(np.sqrt(len(truth)) / 2, 10, 60))
+    margin = 0.02 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def _draw_response(panel, truth, predicted, limits, name):
+    """Histogram of predicted against true values."""
+    axes = panel.subplots()
+    low, high = limits
+    count = int(np.clip(np.sqrt(len(truth)), 10, 60))
     *_, drawn = axes.hist2d(
         truth,
         predicted,
@@ -247,5 +265,5 @@ def _draw_response(panel, truth, predicted, name):
         rasterized=True,
     )
     axes.plot((low, high), (low, high), color="0.4", linewidth=1, linestyle=(0, (4, 2)))
-    axes.set(xlabel=f"True {name}", ylabel=f"Predicted {name}", aspect="equal")
-    panel.colorbar(drawn, ax=axes, label="Jets", shrink=0.85)
+    axes.set(xlabel=f"True {name}", ylabel=f"Predicted {name}", box_aspect=1)
+    panel.colorbar(drawn, ax=axes, label="Jets", fraction=0.05, pad=0.02)
