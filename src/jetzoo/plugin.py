@@ -81,14 +81,19 @@ def _construct(network, data_config, seed, options):
                 f"its options are: {', '.join(sorted([*accepted, 'seed']))}"
             )
     _register(network)
-    if seed is not None:
-        torch.manual_seed(seed)  # weaver's loader draws the seeds of its processes from it
-        np.random.seed(seed)  # noqa: NPY002 - what weaver shuffles with in the main process
+    set_seed(seed)
     return network(
         input_dim=len(data_config.input_dicts["pf_features"]),
         num_classes=len(data_config.label_value),
         **{name: value for name, value in options.items() if name in accepted},
     )
+
+
+def set_seed(seed):
+    """Fix everything random that weaver does from here on, unless the seed is None."""
+    if seed is not None:
+        torch.manual_seed(seed)  # weaver's loader draws the seeds of its processes from it
+        np.random.seed(seed)  # noqa: NPY002 - what weaver shuffles with in the main process
 
 
 def constructor_options(network):
