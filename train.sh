@@ -12,7 +12,7 @@ data_test=()
 validation_split=0.8 # of the training files, where there is no validation file
 workers=2 fetch_step=0.01 in_memory=no
 
-epochs=20 samples='' samples_val=-1 # the jets in the files; all of them
+epochs=20 samples='' samples_val='' # the jets in the files
 weight_decay=0.01
 fine_tuning=yes
 

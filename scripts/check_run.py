@@ -1,7 +1,7 @@
 """What the training scripts ask before a training: can it start, and how many jets does it have?
 
-Prints the number of jets to train on. Ends with one sentence and exit code 2 where weaver would end
-in a traceback after it has begun.
+Prints the numbers of jets to train and to validate on. Ends with one sentence and exit code 2 where
+weaver would end in a traceback after it has begun.
 """
 
 import argparse
@@ -86,22 +86,29 @@ def check_network(network, config, options, with_attention):
 
 
 def main():
-    """Check, and print the number of jets; returns the exit code."""
+    """Check, and print the numbers of jets; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("network", help="path of the network file")
     parser.add_argument("data_config", help="path of the data config")
     parser.add_argument("--option", nargs=2, action="append", default=[], help="of the network")
     parser.add_argument("--attention", action="store_true", help="it must have this option")
     parser.add_argument("--train", nargs="*", default=[], help="files to train with")
-    parser.add_argument("--share", type=float, default=1, help="of their jets, to train on")
+    parser.add_argument("--val", nargs="*", default=[], help="files to validate with")
+    parser.add_argument("--share", type=float, help="of the jets to train on, without --val")
     parser.add_argument("--test", nargs="*", default=[], help="files to predict")
     args = parser.parse_args()
     try:
         config = data_config.read(args.data_config)
         options = {name: ast.literal_eval(value) for name, value in args.option}
         check_network(args.network, config, options, args.attention)
-        print(int(count(args.train, config, config.train_load_branches) * args.share))
+        train, val = (
+            count(files, config, config.train_load_branches) for files in (args.train, args.val)
+        )
+        if args.share is not None:
+            total, train = train, int(train * args.share)
+            val = total - train
         count(args.test, config, config.test_load_branches)
+        print(train, val)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

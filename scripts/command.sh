@@ -91,14 +91,14 @@ check_gpus() {
 # seconds, so what comes with jetzoo is not asked, and a dry run asks only what it needs.
 check_run() {
     local words answer counts=no pattern i
-    if [[ $predict == no && -z $samples ]] && ! given --samples-per-epoch --steps-per-epoch; then
+    if [[ $predict == no && -z $samples ]]; then
         counts=yes
     fi
     if [[ -z $attention && $counts == no ]] &&
         [[ $dry_run == yes || ($hosted == no && -n $dataset) ]]; then
         return
     fi
-    words=("$network" "$data_config" --share "$training_share")
+    words=("$network" "$data_config")
     if [[ -n $attention ]]; then
         words+=(--attention)
     fi
@@ -109,14 +109,18 @@ check_run() {
     done
     if [[ -z $dataset ]]; then
         add_words --train "${data_train[@]}"
+        if has_validation; then
+            add_words --val "${data_val[@]}"
+        else
+            words+=(--share "$training_share")
+        fi
         add_words --test "${data_test[@]}"
     fi
     if answer=$(python3 "$root/scripts/check_run.py" "${words[@]}" 2>&1); then
-        [[ $counts == no ]] || samples=${answer##*$'\n'}
+        [[ $counts == no ]] || check_samples "${answer##*$'\n'}"
     else
         problem "${answer##*$'\n'}"
     fi
-    check_samples
 }
 
 # Adds the files of patterns, from `$2` on, to `words` as the option `$1`.
@@ -129,15 +133,22 @@ add_words() {
     done
 }
 
-# weaver drops the last batch of an epoch if it is not full: there must be another one.
+# Takes the numbers of jets to train on and to validate on. weaver drops the last batch of an epoch if
+# it is not full: there must be another one.
 check_samples() {
-    local size=$batch share
-    given --batch-size && size=${value//_/}
-    share=$((${samples:-size} / (nodes * per_node)))
-    if [[ -z $dataset ]] && ((share < size)); then
-        problem "Each process has $share jets to train on, fewer than a batch of $size:" \
-            "give a smaller --batch-size."
-    fi
+    local size=$batch kind number
+    read -r samples samples_val <<<"$1"
+    for kind in train validate; do
+        number=$((samples / (nodes * per_node)))
+        given --batch-size && size=${value//_/}
+        if [[ $kind == validate ]]; then
+            number=$((samples_val / per_node))
+            given --batch-size-val && size=${value//_/}
+        fi
+        ((number >= size)) ||
+            problem "A process has $number jets to $kind on, fewer than a batch of $size:" \
+                "give a smaller --batch-size."
+    done
 }
 
 # The option of the network file with which weaver predicts in int8, too. The jets to calibrate with
@@ -210,7 +221,7 @@ add_training() {
     # weaver takes either samples or steps.
     given --steps-per-epoch || [[ -z $samples ]] ||
         command+=(--samples-per-epoch $((samples / (nodes * per_node))))
-    given --steps-per-epoch-val ||
+    given --steps-per-epoch-val || [[ -z $samples_val ]] ||
         command+=(--samples-per-epoch-val "$samples_val")
     if ((node > 0)); then
         command+=(--run-mode "train,val")

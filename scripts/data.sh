@@ -98,13 +98,9 @@ has_validation() {
     [[ -z $validation_split ]] || compgen -G "${data_val[0]#*:}" >/dev/null
 }
 
-# Whether every jet of validation is to be seen once: the number of jets is negative then.
+# Whether the user wants to validate on all jets, each of them once, by a negative number.
 validates_all() {
-    if given --samples-per-epoch-val --steps-per-epoch-val; then
-        [[ $value == -* ]]
-    else
-        [[ $samples_val == -* ]]
-    fi
+    given --samples-per-epoch-val --steps-per-epoch-val && [[ $value == -* ]]
 }
 
 # Looks at the files of a split, and adds the option to the array `data` unless the user gave it.

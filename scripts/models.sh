@@ -92,8 +92,9 @@ choose_network() {
         check_chosen "network file" "$path" .py
     fi
     zoo=$root/networks/$model.py
-    if [[ $path -ef $zoo && -n ${networks[$model]:-} ]]; then
-        networks[$model]=$zoo path=''
+    if [[ $path -ef $zoo ]]; then # as by its name, if it is a model of this data set
+        [[ -z ${networks[$model]:-} ]] || networks[$model]=$zoo
+        path=
     fi
     family=- lr=1e-3 batch=512 pretrained=- network=$path hosted=yes
     if [[ -z $path ]]; then
