@@ -91,7 +91,9 @@ check_gpus() {
 # seconds, so what comes with jetzoo is not asked, and a dry run asks only what it needs.
 check_run() {
     local words answer counts=no pattern i
-    if [[ $predict == no && -z $samples ]]; then
+    if [[ $predict == no && -z $samples ]] &&
+        ! { given --samples-per-epoch --steps-per-epoch &&
+            given --samples-per-epoch-val --steps-per-epoch-val; }; then
         counts=yes
     fi
     if [[ -z $attention && $counts == no ]] &&

@@ -2,8 +2,8 @@
 
 The training scripts hand this file to weaver in place of one that does not lie in ``networks/``.
 Such a file may know nothing of jetzoo: it needs ``get_model``, as weaver has it. With the loops
-come ``--seed``, ``--quantize``, a ``--resume`` that goes on as if nothing had happened, and a stop
-at a loss that is not finite.
+come ``--seed``, ``--quantize``, a ``--resume`` that goes on as if nothing had happened (as far as a
+network keeps its state in its buffers), and a stop at a loss that is not finite.
 """
 
 import ast
