@@ -106,9 +106,7 @@ def _construct(network, data_config, seed, options):
                 f"its options are: {', '.join(sorted([*accepted, 'seed']))}"
             )
     _register(network)
-    if seed is not None:
-        torch.manual_seed(seed)  # weaver's loader draws the seeds of its processes from it
-        np.random.seed(seed)  # noqa: NPY002 - what weaver shuffles with in the main process
+    set_seed(seed)
     dims = {x: len(data_config.input_dicts[found[x]["features"]]) for x in found}
     model = network(
         dims if several else next(iter(dims.values())),
@@ -144,6 +142,13 @@ def check_mode(data_config, args):
             "The labels are targets of a regression, which is trained with --regression-mode; for "
             "the index of a class, add names: [...] of the classes to the labels."
         )
+
+
+def set_seed(seed):
+    """Fix everything random that weaver does from here on, unless the seed is None."""
+    if seed is not None:
+        torch.manual_seed(seed)  # weaver's loader draws the seeds of its processes from it
+        np.random.seed(seed)  # noqa: NPY002 - what weaver shuffles with in the main process
 
 
 def constructor_options(network):
