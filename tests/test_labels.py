@@ -15,6 +15,7 @@ from zoo import CONFIG, SIZES, SMALL
 
 import jetzoo
 from jetzoo import cli, data_config, repository, tables
+from jetzoo.int8 import file as int8_file
 from jetzoo.metrics.predictions import read_predictions, read_targets
 
 NUM_JETS = {"train": 96, "val": 48, "test": 33, "more": 17}
@@ -118,7 +119,7 @@ def test_the_index_of_a_class(ending, run, folder, capsys):
     words = (*written, "--data-config", trained / "config.yaml", "--out", trained / "out")
     assert "accuracy" in evaluate(capsys, *words)
     assert cli.main(["evaluate", *map(str, written)]) == 2
-    assert "the data config" in capsys.readouterr().err
+    assert "--data-config names it" in capsys.readouterr().err
     # What `jetzoo predict` writes names the classes itself.
     own = trained / f"own{ending}"
     words = ["predict", "PFN", "--checkpoint", trained / "net_best_epoch_state.pt"]
@@ -224,6 +225,12 @@ def test_a_regression_on_the_fast_engine_and_in_weavers_prediction(run, folder):
     inputs = [torch.from_numpy(x) for x in tagger.inputs(jets).values()]
     with torch.no_grad():
         np.testing.assert_allclose(model.eval()(*inputs), tagger.predict(jets), atol=1e-5)
+    int8 = jetzoo.accelerate(tagger.model, "int8", calibration=tuple(inputs))
+    int8_file.save(int8, trained / "int8.pt", "ParT", config, SMALL)
+    again = jetzoo.load(trained / "int8.pt")
+    assert again.is_regression
+    np.testing.assert_allclose(again.predict(jets), int8(*inputs), atol=1e-5)
+    np.testing.assert_allclose(again.predict(jets), tagger.predict(jets), rtol=0.1)
 
 
 QUANTIZE = "{'method': 'dynamic', 'qat': False, 'network': 'PFN', 'output': '.', 'calibration': []}"
