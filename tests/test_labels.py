@@ -46,7 +46,9 @@ def run(folder, tmp_path, monkeypatch):
     torch.set_num_threads(1)
     for name in ("torch", "shutil", "os"):  # which the training loop replaces
         monkeypatch.setattr(weaver.train, name, getattr(weaver.train, name))
-    monkeypatch.setattr(logging.getLogger("weaver"), "handlers", [])
+    logger = logging.getLogger("weaver")
+    level = logger.level
+    monkeypatch.setattr(logger, "handlers", [])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     # As if weaver were the program.
     monkeypatch.setattr(sys.modules["__main__"], "main", weaver.train.main, raising=False)
@@ -70,6 +72,7 @@ def run(folder, tmp_path, monkeypatch):
 
     yield run
     torch.set_num_threads(threads)
+    logger.setLevel(level)  # which weaver has changed
 
 
 def predictions(folder, ending=".root"):
