@@ -15,6 +15,7 @@ from zoo import CONFIG, SIZES, SMALL
 
 import jetzoo
 from jetzoo import cli, data_config, repository, tables
+from jetzoo.int8 import file as int8_file
 from jetzoo.metrics.predictions import read_predictions, read_targets
 
 NUM_JETS = {"train": 96, "val": 48, "test": 33, "more": 17}
@@ -45,7 +46,9 @@ def run(folder, tmp_path, monkeypatch):
     torch.set_num_threads(1)
     for name in ("torch", "shutil", "os"):  # which the training loop replaces
         monkeypatch.setattr(weaver.train, name, getattr(weaver.train, name))
-    monkeypatch.setattr(logging.getLogger("weaver"), "handlers", [])
+    logger = logging.getLogger("weaver")
+    level = logger.level
+    monkeypatch.setattr(logger, "handlers", [])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     # As if weaver were the program.
     monkeypatch.setattr(sys.modules["__main__"], "main", weaver.train.main, raising=False)
@@ -69,6 +72,7 @@ def run(folder, tmp_path, monkeypatch):
 
     yield run
     torch.set_num_threads(threads)
+    logger.setLevel(level)  # which weaver has changed
 
 
 def predictions(folder, ending=".root"):
@@ -118,7 +122,7 @@ def test_the_index_of_a_class(ending, run, folder, capsys):
     words = (*written, "--data-config", trained / "config.yaml", "--out", trained / "out")
     assert "accuracy" in evaluate(capsys, *words)
     assert cli.main(["evaluate", *map(str, written)]) == 2
-    assert "the data config" in capsys.readouterr().err
+    assert "--data-config names it" in capsys.readouterr().err
     # What `jetzoo predict` writes names the classes itself.
     own = trained / f"own{ending}"
     words = ["predict", "PFN", "--checkpoint", trained / "net_best_epoch_state.pt"]
@@ -224,6 +228,12 @@ def test_a_regression_on_the_fast_engine_and_in_weavers_prediction(run, folder):
     inputs = [torch.from_numpy(x) for x in tagger.inputs(jets).values()]
     with torch.no_grad():
         np.testing.assert_allclose(model.eval()(*inputs), tagger.predict(jets), atol=1e-5)
+    int8 = jetzoo.accelerate(tagger.model, "int8", calibration=tuple(inputs))
+    int8_file.save(int8, trained / "int8.pt", "ParT", config, SMALL)
+    again = jetzoo.load(trained / "int8.pt")
+    assert again.is_regression
+    np.testing.assert_allclose(again.predict(jets), int8(*inputs), atol=1e-5)
+    np.testing.assert_allclose(again.predict(jets), tagger.predict(jets), rtol=0.1)
 
 
 QUANTIZE = "{'method': 'dynamic', 'qat': False, 'network': 'PFN', 'output': '.', 'calibration': []}"

@@ -168,8 +168,7 @@ def check_can_compare(data_config):
     """Raise a :class:`jetzoo.UserError` for a regression: what is compared are classes."""
     if is_regression(data_config):
         raise UserError(
-            "Float32 and int8 are compared on classes of jets, and the data config is of a "
-            "regression: leave out --quantize."
+            "Float32 and int8 are compared on classes of jets; the data config is of a regression."
         )
 
 

@@ -41,8 +41,8 @@ def read_predictions(files, classes=None, label="_label_"):
         truth = label if label in branches else "_label_"
         if truth not in branches:
             raise UserError(
-                f"{path} has no branch {label}: the truth of these jets is unknown; labels of type "
-                "custom have their names in the data config."
+                f"{path} has no branch {label}: the truth of these jets is unknown; for labels of "
+                "type custom, --data-config names it."
             )
         table = tables.read(path, [*columns, truth])
         with tables.about(path):
