@@ -122,6 +122,39 @@ def run_attention(args):
     print(f"wrote {folder / 'index.html'}, and figures and tables beside it")
 
 
+def add_explore(parser):
+    _add_tagger(parser)
+    parser.add_argument(
+        "--data", nargs="+", required=True, metavar="FILE", help="jets, .root or .parquet"
+    )
+    parser.add_argument(
+        "--jets",
+        type=jet_selection,
+        metavar="N|I,J,...",
+        help="the first N jets, or the jets with these indices; '7,' is jet 7 alone (default: 50 "
+        "at equal distances)",
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="the page, .html")
+    parser.add_argument(
+        "--subjets", type=int, choices=(2, 3), help="default: 3 for t -> bqq', 2 for the others"
+    )
+
+
+def run_explore(args):
+    from jetzoo import interpret, tables
+    from jetzoo import page as pages
+
+    out = tables.check_output(args.out, (*args.data, *_inputs(args)), ".html")
+    tagger = _load(args)
+    page, notes = interpret.explore(
+        tagger, args.network, args.data, jets=args.jets, num_subjets=args.subjets
+    )
+    pages.write(out.parent, {out.name: page})
+    for note in notes:
+        print(f"note: {note}")
+    print(f"wrote {out}, {len(page) / 1e6:.1f} MB; open it in a browser")
+
+
 def add_models(parser):
     way = parser.add_mutually_exclusive_group()
     way.add_argument(
@@ -417,6 +450,7 @@ COMMANDS = (
     ("evaluate", "accuracy, AUC, rejections and ROC of predictions", add_evaluate, run_evaluate),
     ("predict", "scores of a trained network on files of jets", add_predict, run_predict),
     ("attention", "what a trained network looks at", add_attention, run_attention),
+    ("explore", "a page to explore the attention in single jets", add_explore, run_explore),
     ("profile", "where the time of a network goes", add_profile, run_profile),
     (
         "quantize",

@@ -13,6 +13,7 @@ Examples
 
 from . import counterparts, figures, measures
 from .ablation import Ablation, ablate, ablations, smallest_k
+from .explore import explore
 from .recorder import Record, record, replaced
 from .report import AttentionReport, explain
 from .sample import Batch, batches, read_jets
@@ -29,6 +30,7 @@ __all__ = [
     "batches",
     "counterparts",
     "explain",
+    "explore",
     "figures",
     "look",
     "measures",
