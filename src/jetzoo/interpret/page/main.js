@@ -154,7 +154,7 @@ byId("help").addEventListener("click", actions.help);
 listenToKeys(actions);
 addEventListener("hashchange", () => {
   state = fromFragment(location.hash, facts);
-  draw();
+  set({});
 });
 addEventListener("resize", drawPictures);
 set({});
