@@ -72,72 +72,25 @@ def run_predict(args):
 
 
 def add_attention(parser):
-    _add_tagger(parser)
-    parser.add_argument(
-        "--data", nargs="+", required=True, metavar="FILE", help="jets, .root or .parquet"
-    )
-    parser.add_argument(
-        "--jets",
-        type=jet_selection,
-        metavar="N|I,J,...",
-        help="the first N jets (default: all), or the jets with these indices, each of which is "
-        "drawn; '7,' is jet 7 alone",
-    )
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        help="default: the folder attention beside the checkpoint, or here for a model card",
-    )
+    _add_jets(parser, "(default: all); those with indices are drawn")
+    _add_folder(parser, "attention")
+    _add_subjets(parser)
     parser.add_argument(
         "--ablate", action="store_true", help="measure what is lost without some of the attention"
     )
-    parser.add_argument(
-        "--subjets", type=int, choices=(2, 3), help="default: 3 for t -> bqq', 2 for the others"
-    )
-    parser.add_argument("--batch-size", type=positive_integer, default=64, metavar="N")
 
 
 def run_attention(args):
-    from rich.console import Console
+    from jetzoo import interpret
 
-    from jetzoo import interpret, tables
-
-    folder = _default_folder(args, "attention")
-    tables.check_folder(folder)
-    tagger = _load(args)
-    report = interpret.explain(
-        tagger,
-        args.network,
-        args.data,
-        jets=args.jets,
-        with_ablations=args.ablate,
-        batch_size=args.batch_size,
-        num_subjets=args.subjets,
-        **_network_options(args),
-    )
-    report.write(folder)
-    Console().print(*report.tables())
-    for note in report.notes:
-        print(f"note: {note}")
-    print(f"wrote {folder / 'index.html'}, and figures and tables beside it")
+    options = {"with_ablations": args.ablate, "num_subjets": args.subjets}
+    _write_report(args, "attention", interpret.explain, **options)
 
 
 def add_explore(parser):
-    _add_tagger(parser)
-    parser.add_argument(
-        "--data", nargs="+", required=True, metavar="FILE", help="jets, .root or .parquet"
-    )
-    parser.add_argument(
-        "--jets",
-        type=jet_selection,
-        metavar="N|I,J,...",
-        help="the first N jets, or the jets with these indices; '7,' is jet 7 alone (default: 50 "
-        "at equal distances)",
-    )
+    _add_jets(parser, "(default: 50 at equal distances)")
     parser.add_argument("--out", required=True, metavar="FILE", help="the page, .html")
-    parser.add_argument(
-        "--subjets", type=int, choices=(2, 3), help="default: 3 for t -> bqq', 2 for the others"
-    )
+    _add_subjets(parser)
 
 
 def run_explore(args):
@@ -153,6 +106,63 @@ def run_explore(args):
     for note in notes:
         print(f"note: {note}")
     print(f"wrote {out}, {len(page) / 1e6:.1f} MB; open it in a browser")
+
+
+def add_probe(parser):
+    _add_jets(parser, "(default: all)")
+    _add_folder(parser, "probes")
+
+
+def run_probe(args):
+    from jetzoo import interpret
+
+    _write_report(args, "probes", interpret.probe)
+
+
+def _add_jets(parser, default):
+    """Arguments of a command that looks into a network at some jets."""
+    _add_tagger(parser)
+    parser.add_argument(
+        "--data", nargs="+", required=True, metavar="FILE", help="jets, .root or .parquet"
+    )
+    parser.add_argument(
+        "--jets",
+        type=jet_selection,
+        metavar="N|I,J,...",
+        help=f"the first N jets, or the jets with these indices; '7,' is jet 7 alone {default}",
+    )
+
+
+def _add_folder(parser, name):
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help=f"default: the folder {name} beside the checkpoint, or here for a model card",
+    )
+    parser.add_argument("--batch-size", type=positive_integer, default=64, metavar="N")
+
+
+def _add_subjets(parser):
+    parser.add_argument(
+        "--subjets", type=int, choices=(2, 3), help="default: 3 for t -> bqq', 2 for the others"
+    )
+
+
+def _write_report(args, name, find, **options):
+    """Find something out about a network, write it to a folder, and print it."""
+    from rich.console import Console
+
+    from jetzoo import tables
+
+    folder = _default_folder(args, name)
+    tables.check_folder(folder)
+    options |= {"jets": args.jets, "batch_size": args.batch_size, **_network_options(args)}
+    report = find(_load(args), args.network, args.data, **options)
+    report.write(folder)
+    Console().print(*report.tables())
+    for note in report.notes:
+        print(f"note: {note}")
+    print(f"wrote {folder / 'index.html'}, and figures and tables beside it")
 
 
 def add_models(parser):
@@ -451,6 +461,7 @@ COMMANDS = (
     ("predict", "scores of a trained network on files of jets", add_predict, run_predict),
     ("attention", "what a trained network looks at", add_attention, run_attention),
     ("explore", "a page to explore the attention in single jets", add_explore, run_explore),
+    ("probe", "what a trained network knows, layer by layer", add_probe, run_probe),
     ("profile", "where the time of a network goes", add_profile, run_profile),
     (
         "quantize",

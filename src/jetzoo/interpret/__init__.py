@@ -14,6 +14,7 @@ Examples
 from . import counterparts, figures, measures
 from .ablation import Ablation, ablate, ablations, smallest_k
 from .explore import explore
+from .probe_report import ProbeReport, probe
 from .recorder import Record, record, replaced
 from .report import AttentionReport, explain
 from .sample import Batch, batches, read_jets
@@ -22,6 +23,7 @@ from .studies import Study, look, study
 __all__ = [
     "Ablation",
     "Batch",
+    "ProbeReport",
     "Record",
     "AttentionReport",
     "Study",
@@ -34,6 +36,7 @@ __all__ = [
     "figures",
     "look",
     "measures",
+    "probe",
     "read_jets",
     "record",
     "replaced",
