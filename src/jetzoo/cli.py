@@ -72,9 +72,7 @@ def run_predict(args):
 
 
 def add_attention(parser):
-    _add_jets(parser, "(default: all); those with indices are drawn")
-    _add_folder(parser, "attention")
-    _add_subjets(parser)
+    _add_jets(parser, "all; those with indices are drawn", "attention", subjets=True)
     parser.add_argument(
         "--ablate", action="store_true", help="measure what is lost without some of the attention"
     )
@@ -88,9 +86,8 @@ def run_attention(args):
 
 
 def add_explore(parser):
-    _add_jets(parser, "(default: 50 at equal distances)")
+    _add_jets(parser, "50 at equal distances", subjets=True)
     parser.add_argument("--out", required=True, metavar="FILE", help="the page, .html")
-    _add_subjets(parser)
 
 
 def run_explore(args):
@@ -109,8 +106,7 @@ def run_explore(args):
 
 
 def add_probe(parser):
-    _add_jets(parser, "(default: all)")
-    _add_folder(parser, "probes")
+    _add_jets(parser, "all", "probes")
 
 
 def run_probe(args):
@@ -119,33 +115,23 @@ def run_probe(args):
     _write_report(args, "probes", interpret.probe)
 
 
-def _add_jets(parser, default):
+def _add_jets(parser, default, folder=None, subjets=False):
     """Arguments of a command that looks into a network at some jets."""
     _add_tagger(parser)
     parser.add_argument(
         "--data", nargs="+", required=True, metavar="FILE", help="jets, .root or .parquet"
     )
+    text = "the first N jets, or the jets with these indices; '7,' is jet 7 alone"
     parser.add_argument(
-        "--jets",
-        type=jet_selection,
-        metavar="N|I,J,...",
-        help=f"the first N jets, or the jets with these indices; '7,' is jet 7 alone {default}",
+        "--jets", type=jet_selection, metavar="N|I,J,...", help=f"{text} (default: {default})"
     )
-
-
-def _add_folder(parser, name):
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        help=f"default: the folder {name} beside the checkpoint, or here for a model card",
-    )
-    parser.add_argument("--batch-size", type=positive_integer, default=64, metavar="N")
-
-
-def _add_subjets(parser):
-    parser.add_argument(
-        "--subjets", type=int, choices=(2, 3), help="default: 3 for t -> bqq', 2 for the others"
-    )
+    if subjets:
+        text = "default: 3 for t -> bqq', 2 for the others"
+        parser.add_argument("--subjets", type=int, choices=(2, 3), help=text)
+    if folder is not None:
+        text = f"default: the folder {folder} beside the checkpoint, or here for a model card"
+        parser.add_argument("--out", metavar="DIR", help=text)
+        parser.add_argument("--batch-size", type=positive_integer, default=64, metavar="N")
 
 
 def _write_report(args, name, find, **options):
@@ -463,12 +449,7 @@ COMMANDS = (
     ("explore", "a page to explore the attention in single jets", add_explore, run_explore),
     ("probe", "what a trained network knows, layer by layer", add_probe, run_probe),
     ("profile", "where the time of a network goes", add_profile, run_profile),
-    (
-        "quantize",
-        "an int8 form of a trained network, and what it costs",
-        add_quantize,
-        run_quantize,
-    ),
+    ("quantize", "an int8 form of a network, and what it costs", add_quantize, run_quantize),
     ("export", "an ONNX file of a trained network", add_export, run_export),
     ("models", "list, check and fetch trained weights", add_models, run_models),
     ("list", "names of networks, data configs, models, backends, methods", add_list, run_list),

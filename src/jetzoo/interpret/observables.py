@@ -1,7 +1,7 @@
 """Observables of jets that physicists know, for probes of what a network knows of them.
 
-All are of the particles that the network sees. Angles are dR in rapidity and azimuth, z the share of a
-particle in the scalar sum of pT.
+All are of the particles that the network sees. Angles are dR in rapidity and azimuth, and z is the
+share of a particle in the scalar sum of pT.
 """
 
 import awkward as ak
@@ -17,7 +17,7 @@ from .subjets import exclusive_subjets, has_fastjet
 BETAS = (0.5, 1, 2)
 SMALLEST = 1e-12  # of which a logarithm is taken
 
-# What each is, in the order of tables; of quantities over decades it is the logarithm that is probed.
+# In the order of tables. Of quantities that span decades it is the logarithm that is probed.
 OBSERVABLES = {
     "mass": "ln of the mass [GeV]",
     "soft_drop_mass": "ln of the soft-drop mass [GeV] (z > 0.1, beta = 0), of 0.1 GeV at least",

@@ -9,17 +9,16 @@ from tqdm import tqdm
 
 from jetzoo import UserError
 from jetzoo import page as pages
+from jetzoo.metrics.numbers import evaluate
 
 from . import figures
 from .observables import OBSERVABLES, has_fastjet
-from .probes import FOLDS, class_metrics, evaluate_lens, gather, ridge_r2, without_mass
+from .probes import FOLDS, discriminant, gather, ridge_r2, without_mass
 from .recorder import transformer
 from .report import finite_jets
 from .sample import read_jets
 from .studies import initial
 
-# Of which a probe is: the network, the same with initial weights, its inputs.
-SOURCES = ("trained", "untrained", "inputs")
 FEWEST = 100  # jets
 
 
@@ -32,7 +31,8 @@ class ProbeReport:
     about : dict
         Network, classes and number of jets.
     rows : list of dict
-        Of each source, state and observable: ``r2``, ``r2_error``, and ``r2_beyond_mass`` with its
+        Of each source ("trained", "untrained", which is the same with initial weights, "inputs"),
+        state and observable: ``r2``, ``r2_error``, and ``r2_beyond_mass`` with its
         error, of what a polynomial in the logarithm of the mass leaves of the observable.
     class_rows : list of dict
         Of each source and state: ``accuracy`` and ``auc`` of a trained probe, and of the logit
@@ -179,12 +179,11 @@ def probe(tagger, network, files, *, jets=None, batch_size=64, **options):
     if transformer(tagger.model) is None:
         raise UserError(f"{network} has no residual stream to probe: it is no transformer.")
     sample, _, notes = finite_jets(tagger, read_jets(tagger, files, jets), jets)
-    trained = gather(tagger.model, tagger, sample, batch_size)
-    num_jets = len(trained.inputs)
+    twin = initial(network, tagger, sample, **options)
+    found = gather({"trained": tagger.model, "untrained": twin}, tagger, sample, batch_size)
+    num_jets = len(found.inputs)
     if num_jets < FEWEST:
         raise UserError(f"Probes take {FEWEST} jets with three particles; here are {num_jets}.")
-    twin = initial(network, tagger, sample, **options)
-    untrained = gather(twin, tagger, sample, batch_size, desc="initial weights")
     if num_jets < len(sample):
         left = len(sample) - num_jets
         notes.append(f"{left:,} jets have fewer than three particles: they are left out.")
@@ -192,25 +191,28 @@ def probe(tagger, network, files, *, jets=None, batch_size=64, **options):
         notes.append(
             "The fastjet package is not installed: there is no soft-drop mass and no tau21, tau32."
         )
-    if trained.labels is None:
+    if found.labels is None:
         notes.append("The jets have no labels: the class is not probed.")
-    rows = _rows(trained, untrained)
-    has_classes = trained.labels is not None and len(np.unique(trained.labels)) > 1
-    class_rows = _class_rows(trained, untrained, tagger.classes) if has_classes else []
+    rows = _rows(found)
+    has_classes = found.labels is not None and np.bincount(found.labels).max() < num_jets
+    class_rows = _class_rows(found, tagger.classes) if has_classes else []
     about = {"network": str(network), "classes": tagger.classes, "num_jets": num_jets}
     return ProbeReport(about, rows, class_rows, notes)
 
 
-def _rows(trained, untrained):
-    names = list(trained.observables)
-    targets = np.stack([trained.observables[name] for name in names], 1)  # (num_jets, T)
-    beyond = without_mass(targets, trained.observables["mass"])
+def _sources(found):
+    """List (source, state, values (num_jets, D)) of all that is probed."""
+    sources = [(source, str(place), x) for (source, place), x in found.states.items()]
+    return [*sources, ("inputs", "inputs", found.inputs)]
+
+
+def _rows(found):
+    names = list(found.observables)
+    targets = np.stack([found.observables[name] for name in names], 1)  # (num_jets, T)
+    beyond = without_mass(targets, found.observables["mass"])
     both = np.concatenate((targets, beyond), 1)
-    sources = [("trained", str(place), x) for place, x in trained.states.items()]
-    sources += [("untrained", str(place), x) for place, x in untrained.states.items()]
-    sources.append(("inputs", "inputs", trained.inputs))
     rows = []
-    for source, state, x in tqdm(sources, desc="probes"):
+    for source, state, x in tqdm(_sources(found), desc="probes"):
         r2, error = ridge_r2(x, both)
         for k, name in enumerate(names):
             after = k + len(names)
@@ -228,26 +230,16 @@ def _rows(trained, untrained):
     return rows
 
 
-def _class_rows(trained, untrained, classes):
+def _class_rows(found, classes):
+    lens = {(source, str(place)): x for (source, place), x in found.lens.items()}
     rows = []
-    for source, found in (("trained", trained), ("untrained", untrained)):
-        for place, x in tqdm(found.states.items(), desc=f"classes, {source}"):
-            probed = class_metrics(x, found.labels, classes)
-            lens = evaluate_lens(found, place, classes)
-            rows.append(
-                {
-                    "source": source,
-                    "state": str(place),
-                    "probe_accuracy": probed["accuracy"],
-                    "probe_auc": probed["auc"],
-                    "lens_accuracy": lens["accuracy"],
-                    "lens_auc": lens["auc"],
-                }
-            )
-    inputs = class_metrics(trained.inputs, trained.labels, classes)
-    empty = {"lens_accuracy": None, "lens_auc": None}
-    both = {"probe_accuracy": inputs["accuracy"], "probe_auc": inputs["auc"]}
-    rows.append({"source": "inputs", "state": "inputs", **both, **empty})
+    for source, state, x in tqdm(_sources(found), desc="classes"):
+        row = {"source": source, "state": state}
+        probed = discriminant(x, found.labels, len(classes))
+        for name, scores in (("probe", probed), ("lens", lens.get((source, state)))):
+            metrics = {} if scores is None else evaluate(found.labels, scores, classes)
+            row |= {f"{name}_{key}": metrics.get(key) for key in ("accuracy", "auc")}
+        rows.append(row)
     return rows
 
 

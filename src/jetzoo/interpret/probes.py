@@ -12,7 +12,6 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from jetzoo import UserError
-from jetzoo.metrics.numbers import evaluate
 
 from .observables import observables
 from .sample import batches
@@ -30,36 +29,35 @@ class Knowledge:
 
     Attributes
     ----------
-    states : dict of Place to ndarray, (num_jets, D)
-    inputs : ndarray, (num_jets, 2 C)
-        Mean and standard deviation over particles of the inputs of the network.
-    lens : dict of Place to ndarray, (num_jets, num_classes)
+    states : dict of (str, Place) to ndarray, (num_jets, D)
+        By the name of the network and the place in it.
+    lens : dict of (str, Place) to ndarray, (num_jets, num_classes)
         Scores of the logit lens.
+    inputs : ndarray, (num_jets, 2 C)
+        Mean and standard deviation over particles of the inputs.
     observables : dict of str to ndarray, (num_jets,)
     labels : ndarray of int, (num_jets,), or None
     """
 
     states: dict
-    inputs: np.ndarray
     lens: dict
+    inputs: np.ndarray
     observables: dict
     labels: np.ndarray | None
 
 
 @torch.inference_mode()
-def gather(model, tagger, jets, batch_size=64, desc="states"):
-    """Run jets through a network and keep its states.
+def gather(models, tagger, jets, batch_size=64):
+    """Run jets through networks and keep their states.
 
     Parameters
     ----------
-    model : nn.Module
-        The network of the tagger, or one with the same inputs.
+    models : dict of str to nn.Module
+        Networks that take the inputs of the tagger.
     tagger : jetzoo.tagger.Tagger
     jets : ak.Array of records, (num_jets,)
         From :func:`jetzoo.interpret.read_jets`.
     batch_size : int
-    desc : str
-        Beside the progress bar.
 
     Returns
     -------
@@ -69,27 +67,45 @@ def gather(model, tagger, jets, batch_size=64, desc="states"):
     Raises
     ------
     UserError
-        If the network is no transformer, or no jet has three particles.
+        If a network is no transformer, or no jet has three particles.
     """
     parts = []
-    with record_states(model) as states, tqdm(total=len(jets), unit="jet", desc=desc) as bar:
+    with tqdm(total=len(jets), unit="jet", desc="states") as bar:
         for batch in batches(tagger, jets, batch_size):
+            parts.append(_look(models, batch))
             bar.update(len(batch))
-            enough = (batch.num_particles >= 3).cpu().numpy()
-            if not enough.any():
-                continue
-            model(*batch.inputs)
-            found = Knowledge(
-                {place: x.float().cpu().numpy() for place, x in states.items()},
-                _moments(batch),
-                {place: logit_lens(model, x).cpu().numpy() for place, x in states.items()},
-                observables(batch),
-                batch.labels,
-            )
-            parts.append(_rows(found, enough))
-    if not parts:
+    keys = {
+        # Particle types may be known in some batches only; then the leptons are left out.
+        name: [
+            key for key in getattr(parts[0], name) if all(key in getattr(p, name) for p in parts)
+        ]
+        for name in ("states", "lens", "observables")
+    }
+    joined = {
+        name: {key: np.concatenate([getattr(p, name)[key] for p in parts]) for key in known}
+        for name, known in keys.items()
+    }
+    inputs = np.concatenate([p.inputs for p in parts])
+    if not len(inputs):
         raise UserError("No jet has the three particles that observables of its shape take.")
-    return _joined(parts)
+    labels = None if parts[0].labels is None else np.concatenate([p.labels for p in parts])
+    return Knowledge(**joined, inputs=inputs, labels=labels)
+
+
+def _look(models, batch):
+    """States and observables of the jets of a batch that have three particles or more."""
+    rows = (batch.num_particles >= 3).cpu().numpy()
+    found = Knowledge({}, {}, _moments(batch)[rows], {}, None)
+    for name, model in models.items():
+        with record_states(model) as states:
+            model(*batch.inputs)
+        for place, x in states.items():
+            found.states[name, place] = x.float().cpu().numpy()[rows]
+            found.lens[name, place] = logit_lens(model, x).cpu().numpy()[rows]
+    found.observables = {name: x[rows] for name, x in observables(batch).items()}
+    if batch.labels is not None:
+        found.labels = batch.labels[rows]
+    return found
 
 
 def _moments(batch):
@@ -100,29 +116,6 @@ def _moments(batch):
     mean = x.masked_fill(~real, 0).sum(2) / count
     spread = ((x - mean[..., None]) ** 2).masked_fill(~real, 0).sum(2) / count
     return torch.cat((mean, spread.sqrt()), 1).cpu().numpy()
-
-
-def _rows(found, rows):
-    def some(values):
-        return {key: x[rows] for key, x in values.items()}
-
-    labels = None if found.labels is None else found.labels[rows]
-    return Knowledge(
-        some(found.states), found.inputs[rows], some(found.lens), some(found.observables), labels
-    )
-
-
-def _joined(parts):
-    def together(name):
-        # Particle types may be known of some batches only; then the leptons are of none.
-        keys = [
-            key for key in getattr(parts[0], name) if all(key in getattr(p, name) for p in parts)
-        ]
-        return {key: np.concatenate([getattr(p, name)[key] for p in parts]) for key in keys}
-
-    labels = None if parts[0].labels is None else np.concatenate([p.labels for p in parts])
-    inputs = np.concatenate([p.inputs for p in parts])
-    return Knowledge(together("states"), inputs, together("lens"), together("observables"), labels)
 
 
 def ridge_r2(x, targets, folds=FOLDS):
@@ -165,18 +158,25 @@ def without_mass(targets, log_mass):
     return targets - basis @ np.linalg.lstsq(basis, targets, rcond=None)[0]
 
 
-def evaluate_lens(found, place, classes):
-    """Accuracy and AUC of the logit lens at a place, see :func:`logit_lens`."""
-    return evaluate(found.labels, found.lens[place], classes)
+def discriminant(x, labels, num_classes, folds=FOLDS):
+    """Cross-validated scores of a linear discriminant of states.
 
+    Parameters
+    ----------
+    x : ndarray, (num_jets, D)
+    labels : ndarray of int, (num_jets,)
+    num_classes, folds : int
 
-def class_metrics(x, labels, classes, folds=FOLDS):
-    """Accuracy and AUC of a cross-validated linear discriminant of states (num_jets, D)."""
+    Returns
+    -------
+    ndarray, (num_jets, num_classes)
+        Probabilities.
+    """
     probe = make_pipeline(
         StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
     )
     split = StratifiedKFold(folds, shuffle=True, random_state=0)
+    scores = np.zeros((len(x), num_classes))
     known = np.unique(labels)
-    scores = np.zeros((len(x), len(classes)))
     scores[:, known] = cross_val_predict(probe, x, labels, cv=split, method="predict_proba")
-    return evaluate(labels, scores, classes)
+    return scores

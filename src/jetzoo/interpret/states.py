@@ -1,4 +1,4 @@
-"""The residual stream of a network: what its particles and its class token hold after each layer."""
+"""The residual stream: what particles and class token of a network hold after each layer."""
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
