@@ -115,6 +115,16 @@ def run_probe(args):
     _write_report(args, "probes", interpret.probe)
 
 
+def add_circuit(parser):
+    _add_jets(parser, "300 at equal distances", "circuit")
+
+
+def run_circuit(args):
+    from jetzoo import interpret
+
+    _write_report(args, "circuit", interpret.circuit)
+
+
 def _add_jets(parser, default, folder=None, subjets=False):
     """Arguments of a command that looks into a network at some jets."""
     _add_tagger(parser)
@@ -448,6 +458,7 @@ COMMANDS = (
     ("attention", "what a trained network looks at", add_attention, run_attention),
     ("explore", "a page to explore the attention in single jets", add_explore, run_explore),
     ("probe", "what a trained network knows, layer by layer", add_probe, run_probe),
+    ("circuit", "which parts of a network carry its decision", add_circuit, run_circuit),
     ("profile", "where the time of a network goes", add_profile, run_profile),
     ("quantize", "an int8 form of a network, and what it costs", add_quantize, run_quantize),
     ("export", "an ONNX file of a trained network", add_export, run_export),

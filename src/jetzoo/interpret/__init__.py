@@ -13,6 +13,7 @@ Examples
 
 from . import counterparts, figures, measures
 from .ablation import Ablation, ablate, ablations, smallest_k
+from .circuit_report import CircuitReport, circuit
 from .explore import explore
 from .probe_report import ProbeReport, probe
 from .recorder import Record, record, replaced
@@ -23,6 +24,7 @@ from .studies import Study, look, study
 __all__ = [
     "Ablation",
     "Batch",
+    "CircuitReport",
     "ProbeReport",
     "Record",
     "AttentionReport",
@@ -30,6 +32,7 @@ __all__ = [
     "ablate",
     "ablations",
     "batches",
+    "circuit",
     "counterparts",
     "explain",
     "explore",
