@@ -88,49 +88,88 @@ def run_predict(args):
 
 
 def add_attention(parser):
+    _add_jets(parser, "all; those with indices are drawn", "attention", subjets=True)
+    parser.add_argument(
+        "--ablate", action="store_true", help="measure what is lost without some of the attention"
+    )
+
+
+def run_attention(args):
+    from jetzoo import interpret
+
+    options = {"with_ablations": args.ablate, "num_subjets": args.subjets}
+    _write_report(args, "attention", interpret.explain, **options)
+
+
+def add_explore(parser):
+    _add_jets(parser, "50 at equal distances", subjets=True)
+    parser.add_argument("--out", required=True, metavar="FILE", help="the page, .html")
+
+
+def run_explore(args):
+    from jetzoo import interpret, tables
+    from jetzoo import page as pages
+
+    out = tables.check_output(args.out, (*args.data, *_inputs(args)), ".html")
+    tagger = _load(args)
+    page, notes = interpret.explore(
+        tagger, args.network, args.data, jets=args.jets, num_subjets=args.subjets
+    )
+    pages.write(out.parent, {out.name: page})
+    for note in notes:
+        print(f"note: {note}")
+    print(f"wrote {out}, {len(page) / 1e6:.1f} MB; open it in a browser")
+
+
+def add_probe(parser):
+    _add_jets(parser, "all", "probes")
+
+
+def run_probe(args):
+    from jetzoo import interpret
+
+    _write_report(args, "probes", interpret.probe)
+
+
+def add_circuit(parser):
+    _add_jets(parser, "300 at equal distances", "circuit")
+
+
+def run_circuit(args):
+    from jetzoo import interpret
+
+    _write_report(args, "circuit", interpret.circuit)
+
+
+def _add_jets(parser, default, folder=None, subjets=False):
+    """Arguments of a command that looks into a network at some jets."""
     _add_tagger(parser)
     parser.add_argument(
         "--data", nargs="+", required=True, metavar="FILE", help="jets, .root or .parquet"
     )
+    text = "the first N jets, or the jets with these indices; '7,' is jet 7 alone"
     parser.add_argument(
-        "--jets",
-        type=jet_selection,
-        metavar="N|I,J,...",
-        help="the first N jets (default: all), or the jets with these indices, each of which is "
-        "drawn; '7,' is jet 7 alone",
+        "--jets", type=jet_selection, metavar="N|I,J,...", help=f"{text} (default: {default})"
     )
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        help="default: the folder attention beside the checkpoint, or here for a model card",
-    )
-    parser.add_argument(
-        "--ablate", action="store_true", help="measure what is lost without some of the attention"
-    )
-    parser.add_argument(
-        "--subjets", type=int, choices=(2, 3), help="default: 3 for t -> bqq', 2 for the others"
-    )
-    parser.add_argument("--batch-size", type=positive_integer, default=64, metavar="N")
+    if subjets:
+        text = "default: 3 for t -> bqq', 2 for the others"
+        parser.add_argument("--subjets", type=int, choices=(2, 3), help=text)
+    if folder is not None:
+        text = f"default: the folder {folder} beside the checkpoint, or here for a model card"
+        parser.add_argument("--out", metavar="DIR", help=text)
+        parser.add_argument("--batch-size", type=positive_integer, default=64, metavar="N")
 
 
-def run_attention(args):
+def _write_report(args, name, find, **options):
+    """Find something out about a network, write it to a folder, and print it."""
     from rich.console import Console
 
-    from jetzoo import interpret, tables
+    from jetzoo import tables
 
-    folder = _default_folder(args, "attention")
+    folder = _default_folder(args, name)
     tables.check_folder(folder)
-    tagger = _load(args)
-    report = interpret.explain(
-        tagger,
-        args.network,
-        args.data,
-        jets=args.jets,
-        with_ablations=args.ablate,
-        batch_size=args.batch_size,
-        num_subjets=args.subjets,
-        **_network_options(args),
-    )
+    options |= {"jets": args.jets, "batch_size": args.batch_size, **_network_options(args)}
+    report = find(_load(args), args.network, args.data, **options)
     report.write(folder)
     Console().print(*report.tables())
     for note in report.notes:
@@ -435,13 +474,11 @@ COMMANDS = (
     ("evaluate", "what predictions are worth, with figures", add_evaluate, run_evaluate),
     ("predict", "scores of a trained network on files of jets", add_predict, run_predict),
     ("attention", "what a trained network looks at", add_attention, run_attention),
+    ("explore", "a page to explore the attention in single jets", add_explore, run_explore),
+    ("probe", "what a trained network knows, layer by layer", add_probe, run_probe),
+    ("circuit", "which parts of a network carry its decision", add_circuit, run_circuit),
     ("profile", "where the time of a network goes", add_profile, run_profile),
-    (
-        "quantize",
-        "an int8 form of a trained network, and what it costs",
-        add_quantize,
-        run_quantize,
-    ),
+    ("quantize", "an int8 form of a network, and what it costs", add_quantize, run_quantize),
     ("export", "an ONNX file of a trained network", add_export, run_export),
     ("models", "list, check and fetch trained weights", add_models, run_models),
     ("list", "names of networks, data configs, models, backends, methods", add_list, run_list),

@@ -145,6 +145,10 @@ class ProfileReport:
             body.append(f"<p>{_explanation(run)}</p>")
             body.append(pages.table(summary.module_lines(run), summary.COLUMNS))
             body += [pages.figure(panel, contents) for panel in panels[run.key]]
+        body.append(
+            "<p>What the attention looks at, jet by jet, is shown by <code>jetzoo explore "
+            f"{html.escape(str(about['network']))}</code>.</p>"
+        )
         return pages.page(f"Profile of {about['network']}", body)
 
 
