@@ -71,10 +71,8 @@ class NativePart(nn.Module):
         self._pack()
 
     def _pack(self):
-        kernels = library()
-        self._weights = None
-        if kernels is not None:  # there may be no compiler where a pickled engine is read
-            self._weights = PackedWeights(self.folded, kernels.rows_per_kernel())
+        # There may be no compiler where a pickled engine is read.
+        self._weights = None if library() is None else PackedWeights(self.folded)
 
     def __getstate__(self):
         """Without addresses, which mean nothing in a copy."""

@@ -10,6 +10,8 @@ from .structures import (
     ParticleBlockWeights,
 )
 
+ROWS = 8  # output channels whose weights stand together, as in part.h
+
 
 class PackedWeights:
     """The weights of a folded network in the order in which the kernels read them.
@@ -18,8 +20,6 @@ class PackedWeights:
     ----------
     folded : FoldedTransformer
         Its layers are float32 or int8, on a CPU.
-    rows : int
-        Output channels that the kernels compute together.
 
     Attributes
     ----------
@@ -27,8 +27,7 @@ class PackedWeights:
         Refers to the copies of the weights that this object keeps.
     """
 
-    def __init__(self, folded, rows):
-        self.rows = rows
+    def __init__(self, folded):
         self.kept = []  # what the structures point to
         dim, num_heads = folded.cls_token.shape[-1], folded.mixers[0].num_heads
         embed, pair = folded.embed, folded.pair_embed
@@ -62,7 +61,7 @@ class PackedWeights:
             num_pair=len(pair_layers),
             num_blocks=len(blocks),
             num_cls_blocks=len(cls_blocks),
-            widest=max(dim, *widths) + self.rows,
+            widest=max(dim, *widths) + ROWS,
             pair_activated=pair is not None and pair.layers[-1].gelu,
             self_pairs=pair is not None and not pair.remove_self_pair,
             scale=self.floats(embed.scale),
@@ -125,9 +124,9 @@ class PackedWeights:
             return self.matrix(dense.weight, dense.bias)
         if dense.method == "weight-only":
             return self.matrix(dense.weight * dense.scale[:, None], dense.bias)
-        m, k = -(-out // self.rows) * self.rows, -(-into // 4) * 4
+        m, k = -(-out // ROWS) * ROWS, -(-into // 4) * 4
         weight = self.padded(self.padded(dense.weight.T, k).T, m)
-        packed = weight.view(m // self.rows, self.rows, k // 4, 4).transpose(1, 2)
+        packed = weight.view(m // ROWS, ROWS, k // 4, 4).transpose(1, 2)
         bias = dense.scale.new_zeros(out) if dense.bias is None else dense.bias
         static = dense.input_scale is not None
         return DenseWeights(
@@ -145,8 +144,8 @@ class PackedWeights:
     def matrix(self, weight, bias=None):
         """Structure of a float32 layer with a weight (out, into)."""
         out, into = weight.shape
-        m = -(-out // self.rows) * self.rows
-        weight = self.padded(weight.float(), m).view(-1, self.rows, into).transpose(1, 2)
+        m = -(-out // ROWS) * ROWS
+        weight = self.padded(weight.float(), m).view(-1, ROWS, into).transpose(1, 2)
         bias = weight.new_zeros(out) if bias is None else bias.float()
         return DenseWeights(
             weight=self.address(weight), bias=self.floats(self.padded(bias, m)), m=m, k=into
