@@ -28,7 +28,12 @@ def library():
 
 
 def obstacle(folded):
-    """Why the kernels cannot run a folded network, or None.
+    """Why the kernels cannot run a folded network here, or None; see :func:`unfit`."""
+    return unfit(folded) or ("they are not compiled" if library() is None else None)
+
+
+def unfit(folded):
+    """Why the kernels cannot run a folded network anywhere, or None.
 
     Parameters
     ----------
@@ -40,8 +45,6 @@ def obstacle(folded):
         return "they compute in float32 and int8"
     if not len(folded.mixers) or not len(folded.cls_mixers):
         return "it lacks blocks of particles, or of the class token"
-    if library() is None:
-        return "they are not compiled"
     dims = [layer.weight.shape[0] for layer in (*folded.embed.layers, folded.feed_forwards[0].fc1)]
     num_heads = folded.mixers[0].num_heads
     dim = folded.cls_token.shape[-1]
