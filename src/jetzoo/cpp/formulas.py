@@ -21,9 +21,11 @@ COMPARISONS = {
     ast.Gt: ("less", True),
     ast.GtE: ("less_equal", True),
 }
-# Functions of numpy with one or two arguments, and those that give a constant.
-ONE = ("log", "log1p", "exp", "sqrt", "square", "abs", "tanh", "sin", "cos", "sinh")
-TWO = ("hypot", "arctan2", "maximum", "minimum")
+# Functions of numpy and how many arguments they take, and those that give a constant.
+FUNCTIONS = {
+    *((name, 1) for name in OPERATIONS[OPERATIONS.index("log") :]),
+    *((name, 2) for name in ("hypot", "arctan2", "maximum", "minimum")),
+}
 CONSTANTS = {"ones_like": 1.0, "zeros_like": 0.0}
 
 
@@ -110,7 +112,11 @@ class Program:
             if {a, b} <= self._logical:  # numpy adds these as it pleases
                 raise _UnknownError(f"{ast.unparse(node)} of what is true or false")
             return self._add(Instruction(ARITHMETIC[type(node.op)], a, b))
-        if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in COMPARISONS:
+        if (
+            isinstance(node, ast.Compare)
+            and len(node.ops) == 1
+            and type(node.ops[0]) in COMPARISONS
+        ):
             operation, exchanged = COMPARISONS[type(node.ops[0])]
             sides = [self._value(node.left), self._value(node.comparators[0])]
             return self._add(Instruction(operation, *(sides[::-1] if exchanged else sides)), True)
@@ -128,13 +134,12 @@ class Program:
         function = node.func
         known = isinstance(function, ast.Attribute) and _is_name(function.value)
         package, name = (function.value.id, function.attr) if known else ("", "")
-        if package in ("np", "numpy", "ak", "awkward") and name in CONSTANTS:
-            if len(node.args) == 1:
-                self._value(node.args[0])
-                return self._add(Instruction("constant", constant=CONSTANTS[name]))
-        if package in ("np", "numpy"):
-            if (name in ONE and len(node.args) == 1) or (name in TWO and len(node.args) == 2):
-                return self._add(Instruction(name, *map(self._number, node.args)))
+        of_numpy, count = package in ("np", "numpy"), len(node.args)
+        if (of_numpy or package in ("ak", "awkward")) and name in CONSTANTS and count == 1:
+            self._value(node.args[0])
+            return self._add(Instruction("constant", constant=CONSTANTS[name]))
+        if of_numpy and (name, count) in FUNCTIONS:
+            return self._add(Instruction(name, *map(self._number, node.args)))
         raise _UnknownError(ast.unparse(node)[:60])
 
 

@@ -16,7 +16,7 @@ INLINE vf gather(const float* row, const int32_t* at) {
 #if defined(__AVX512F__)
     __m512i index;
     memcpy(&index, at, sizeof index);
-    return (vf)_mm512_i32gather_ps(index, row, 4);
+    return (vf)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, index, row, 4);
 #else
     vf a;
     for (int i = 0; i < W; i++) a[i] = row[at[i]];
@@ -69,10 +69,12 @@ static void edge_tile(const EdgeBlockWeights& block, const float* centre, const 
     float* from = work.hidden.numbers<float>(2 * widest * TILE);
     float* to = from + widest * TILE;
     long start[N];
-    vf real[N];
+    vf real[N];  // 1, or 0 past the last edge
+    vi lane{};
+    for (int i = 0; i < W; i++) lane[i] = i;
     for (int v = 0; v < N; v++) {
         start[v] = (t + v * W) % n;
-        for (int i = 0; i < W; i++) real[v][i] = t + v * W + i < long(n) * block.neighbours;
+        real[v] = lane < int32_t(n * block.neighbours - t - v * W) ? splat(1.f) : vf{};
     }
     const bool last = block.num_layers == 0;
     for (int c = 0; c < width; c++)
@@ -87,11 +89,11 @@ static void edge_tile(const EdgeBlockWeights& block, const float* centre, const 
     for (int l = 0; l < block.num_layers; l++) {
         const DenseWeights& layer = block.layers[l];
         if (l + 1 < block.num_layers)
-            dense<N>(layer, from, TILE, layer.k, work, one.values, one.values,
-                     [&](int m, int v, vf a) { store(to + m * TILE + v * W, relu(a)); });
+            dense_floats<N>(layer, from, TILE, one.values, [&](int m, int v, vf a) {
+                store(to + m * TILE + v * W, relu(a));
+            });
         else
-            dense<N>(layer, from, TILE, layer.k, work, one.values, one.values,
-                     [&](int m, int v, vf a) {
+            dense_floats<N>(layer, from, TILE, one.values, [&](int m, int v, vf a) {
                          accumulate(sums + m * ld + start[v], relu(a) * real[v]);
                      });
         float* other = from;
@@ -107,8 +109,7 @@ INLINE int width_of(const EdgeBlockWeights& block) {
 
 // x (C, ld) to out (C', ld); neighbours are found among the points.
 static void edge_convolution(const EdgeBlockWeights& block, const float* points, int dim,
-                             const float* x, int channels, int n, long ld, float* out,
-                             Workspace& work) {
+                             const float* x, int n, long ld, float* out, Workspace& work) {
     const int k = block.neighbours, half = block.first.m / 2, width = width_of(block);
     const long edges = long(n) * k;
     int32_t* columns = work.heads.numbers<int32_t>(edges + TILE);
@@ -120,8 +121,9 @@ static void edge_convolution(const EdgeBlockWeights& block, const float* points,
     tiles(n, [&](auto size, long t) {
         constexpr int N = decltype(size)::value;
         const Ones<N> ones;
-        dense<N>(block.first, x + t, ld, channels, work, ones.values, ones.values,
-                 [&](int m, int v, vf a) { store(parts + m * ld + t + v * W, a); });
+        dense_floats<N>(block.first, x + t, ld, ones.values, [&](int m, int v, vf a) {
+            store(parts + m * ld + t + v * W, a);
+        });
     });
     float* neighbour = parts + half * ld;
     for (int c = 0; c < half; c++) {
@@ -141,8 +143,9 @@ static void edge_convolution(const EdgeBlockWeights& block, const float* points,
         tiles(n, [&](auto size, long t) {
             constexpr int N = decltype(size)::value;
             const Ones<N> ones;
-            dense<N>(*block.shortcut, x + t, ld, channels, work, ones.values, ones.values,
-                     [&](int m, int v, vf a) { store(out + m * ld + t + v * W, a); });
+            dense_floats<N>(*block.shortcut, x + t, ld, ones.values, [&](int m, int v, vf a) {
+                store(out + m * ld + t + v * W, a);
+            });
         });
     else
         for (int c = 0; c < width; c++)
@@ -187,21 +190,22 @@ void graph_jet(const GraphWeights& net, const GraphJet& jet, Workspace& work) {
 
     float* x = work.x.numbers<float>(rows * ld);
     const float *from = features, *at = points;
-    int channels = net.num_features, dim = net.num_points;
+    int dim = net.num_points;
     float* out = x;
     for (int b = 0; b < net.num_blocks; b++) {
-        edge_convolution(net.blocks[b], at, dim, from, channels, n, ld, out, work);
+        edge_convolution(net.blocks[b], at, dim, from, n, ld, out, work);
         at = from = out;
-        channels = dim = width_of(net.blocks[b]);
-        out += channels * ld;
+        dim = width_of(net.blocks[b]);
+        out += dim * ld;
     }
     if (net.has_fusion) {
         float* fused = work.bias.numbers<float>(width * ld);
         tiles(n, [&](auto size, long t) {
             constexpr int N = decltype(size)::value;
             const Ones<N> ones;
-            dense<N>(*net.fusion, x + t, ld, rows, work, ones.values, ones.values,
-                     [&](int m, int v, vf a) { store(fused + m * ld + t + v * W, relu(a)); });
+            dense_floats<N>(*net.fusion, x + t, ld, ones.values, [&](int m, int v, vf a) {
+                store(fused + m * ld + t + v * W, relu(a));
+            });
         });
         from = fused;
     }

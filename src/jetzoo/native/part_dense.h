@@ -122,28 +122,34 @@ static void quantize_tile(const DenseWeights& layer, const float* x, long ld, in
         }
 }
 
+// y = scale * (W x) + bias for N vectors of tokens, in floats; epilogue(channel, v, y).
+template <int N, class Epilogue>
+INLINE void dense_floats(const DenseWeights& layer, const float* x, long ld, const vf (&scale)[N],
+                         Epilogue epilogue) {
+    const float* w = static_cast<const float*>(layer.weight);
+    for (int m = 0; m < layer.m; m += PM) {
+        vf sum[PM][N] = {};
+        multiply<N>(rows_from(w, m, layer.k), x, ld, layer.k, sum);
+#pragma GCC unroll 8
+        for (int r = 0; r < PM; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < N; v++)
+                epilogue(m + r, v, sum[r][v] * scale[v] + layer.bias[m + r]);
+    }
+}
+
 // y = after * (W (before * x)) + bias for N vectors of tokens; epilogue(channel, v, y).
 // `rows` is the number of channels of x, which may be less than what the weights are padded to.
 template <int N, class Epilogue>
 INLINE void dense(const DenseWeights& layer, const float* x, long ld, int rows, Workspace& work,
                   const vf (&before)[N], const vf (&after)[N], Epilogue epilogue) {
+    vf scale[N];
     if (!layer.bytes) {
-        vf scale[N];
         for (int v = 0; v < N; v++) scale[v] = before[v] * after[v];
-        const float* w = static_cast<const float*>(layer.weight);
-        for (int m = 0; m < layer.m; m += PM) {
-            vf sum[PM][N] = {};
-            multiply<N>(rows_from(w, m, layer.k), x, ld, layer.k, sum);
-#pragma GCC unroll 8
-            for (int r = 0; r < PM; r++)
-#pragma GCC unroll 4
-                for (int v = 0; v < N; v++)
-                    epilogue(m + r, v, sum[r][v] * scale[v] + layer.bias[m + r]);
-        }
+        dense_floats<N>(layer, x, ld, scale, epilogue);
         return;
     }
     int32_t* bytes = work.quantized.numbers<int32_t>(layer.k / 4 * N * W);
-    vf scale[N];
     quantize_tile<N>(layer, x, ld, rows, before, bytes, scale);
     for (int v = 0; v < N; v++) scale[v] *= after[v];
     float zero = layer.bytes == 1 ? 128.f : layer.input_zero;

@@ -77,7 +77,7 @@ DenseWeights Network::dense(int32_t inputs, int32_t outputs) {
     layer.m = reader.integer(ROWS, WIDEST);
     require(layer.m == (outputs == ANY ? round_up(layer.m, ROWS) : round_up(outputs, ROWS)));
     layer.k = reader.integer(1, WIDEST);
-    layer.bytes = reader.integer(0, 2);
+    layer.bytes = reader.integer(0, kind == PART ? 2 : 0);
     layer.input_scale = reader.number();
     layer.input_zero = reader.number();
     // Widths of hidden layers may have been rounded up.
