@@ -250,6 +250,10 @@ class ParticleNet(nn.Module):
             input_dim, num_classes, conv_params, fc_params, use_fusion, for_inference
         )
 
+    def core_and_head(self):
+        """Return the network, and what follows it: nothing."""
+        return self.mod, nn.Identity()
+
     def forward(self, points, features, lorentz_vectors, mask):
         """Logits, or probabilities with ``for_inference``.
 

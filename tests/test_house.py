@@ -18,7 +18,7 @@ FLOORS = (
     {"cli"},
     {"networks"},
     {"plugin"},
-    {"export", "interpret", "profiling"},
+    {"cpp", "export", "interpret", "profiling"},
     {"comparison", "training"},
     {"tagger"},
     {"acceleration"},

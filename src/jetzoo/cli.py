@@ -309,7 +309,9 @@ def run_quantize(args):
 
 def add_export(parser):
     _add_tagger(parser)
-    parser.add_argument("--onnx", required=True, metavar="FILE", help="what to write, .onnx")
+    output = parser.add_mutually_exclusive_group(required=True)
+    output.add_argument("--onnx", metavar="FILE", help="what to write, .onnx")
+    output.add_argument("--cpp", metavar="FOLDER", help="a library in C++ to write")
     parser.add_argument("--int8", action="store_true", help="matrix products in int8")
     parser.add_argument(
         "--calibration",
@@ -320,6 +322,13 @@ def add_export(parser):
 
 
 def run_export(args):
+    if args.cpp:
+        run_export_cpp(args)
+    else:
+        run_export_onnx(args)
+
+
+def run_export_onnx(args):
     from jetzoo import tables
     from jetzoo.export import export
 
@@ -334,6 +343,21 @@ def run_export(args):
         **_network_options(args),
     )
     print(f"wrote {args.onnx}")
+
+
+def run_export_cpp(args):
+    from jetzoo.cpp import export
+
+    export(
+        args.network,
+        args.checkpoint,
+        args.data_config,
+        args.cpp,
+        args.int8,
+        args.calibration,
+        **_network_options(args),
+    )
+    print(f"wrote {args.cpp}")
 
 
 def jet_selection(text):
@@ -479,7 +503,7 @@ COMMANDS = (
     ("circuit", "which parts of a network carry its decision", add_circuit, run_circuit),
     ("profile", "where the time of a network goes", add_profile, run_profile),
     ("quantize", "an int8 form of a network, and what it costs", add_quantize, run_quantize),
-    ("export", "an ONNX file of a trained network", add_export, run_export),
+    ("export", "a trained network as an ONNX file or a library in C++", add_export, run_export),
     ("models", "list, check and fetch trained weights", add_models, run_models),
     ("list", "names of networks, data configs, models, backends, methods", add_list, run_list),
     ("path", "where a network, data config or model lies", add_path, run_path),
