@@ -309,15 +309,20 @@ def run_quantize(args):
 
 def add_export(parser):
     _add_tagger(parser)
-    output = parser.add_mutually_exclusive_group(required=True)
-    output.add_argument("--onnx", metavar="FILE", help="what to write, .onnx")
-    output.add_argument("--cpp", metavar="FOLDER", help="a library in C++ to write")
+    written = parser.add_mutually_exclusive_group(required=True)
+    written.add_argument(
+        "--onnx", metavar="FILE", help="what to write, .onnx; preprocess.json appears beside it"
+    )
+    written.add_argument("--cpp", metavar="FOLDER", help="a library in C++ to write")
     parser.add_argument("--int8", action="store_true", help="matrix products in int8")
     parser.add_argument(
-        "--calibration",
-        nargs="+",
-        metavar="FILE",
-        help="jets to fix the ranges of int8 with (default: they are found at run time)",
+        "--opset", type=int, default=17, metavar="N", help="of the operators (default: 17)"
+    )
+    parser.add_argument(
+        "--output",
+        default="probabilities",
+        metavar="WHAT",
+        help="probabilities (default), logits, or embedding: what enters the last layer",
     )
 
 
@@ -332,17 +337,18 @@ def run_export_onnx(args):
     from jetzoo import tables
     from jetzoo.export import export
 
-    tables.check_output(args.onnx, (*(args.calibration or ()), *_inputs(args)), ".onnx")
+    tables.check_output(args.onnx, _inputs(args), ".onnx")
     export(
         args.network,
         args.checkpoint,
         args.data_config,
         args.onnx,
-        args.int8,
-        args.calibration,
+        int8=args.int8,
+        opset=args.opset,
+        output=args.output,
         **_network_options(args),
     )
-    print(f"wrote {args.onnx}")
+    print(f"wrote {args.onnx}, and preprocess.json beside it")
 
 
 def run_export_cpp(args):
