@@ -18,6 +18,7 @@ from ..engine.folding import fold, freeze
 from ..int8.quantize import quantize
 from ..native import part as native_part
 from ..native.part_weights import PackedWeights
+from ..nn.inputs import is_arranged
 from ..tagger import Tagger, load
 from .formulas import Program, is_per_particle
 from .graph import PackedGraph
@@ -97,6 +98,13 @@ def export(network, checkpoint, data_config, folder, int8=False, calibration=Non
 def _weights(tagger, int8, jets):
     """The weights file of a tagger, and the tagger with the network that is in it."""
     config = tagger.data_config
+    if tagger.is_regression:
+        raise UserError("The library in C++ gives probabilities of classes, and no regression.")
+    if is_arranged(tagger.model):
+        raise UserError(
+            "The library in C++ takes the inputs in the order points, features, four-vectors, "
+            f"mask, and the data config has {', '.join(config.input_names)}."
+        )
     weights = WeightsFile()
     _add_inputs(weights, config)
     weights.integer(len(tagger.classes))
@@ -155,7 +163,7 @@ def _layers(module):
             found.append((layer, False))
         elif kind == "ReLU":
             found[-1] = (found[-1][0], True)
-        elif kind not in ("Sequential", "Dropout", "Identity", "Softmax"):
+        elif kind not in ("Outputs", "Sequential", "Dropout", "Identity"):
             raise UserError(f"The library in C++ does not know the layer {kind} of the head.")
     return found
 

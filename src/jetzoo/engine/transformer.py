@@ -55,8 +55,8 @@ class FoldedTransformer(nn.Module):
         self.cls_mixers = nn.ModuleList(FoldedClassAttention(b, dtype) for b in part.cls_blocks)
         self.cls_feed_forwards = nn.ModuleList(FoldedFeedForward(b, dtype) for b in part.cls_blocks)
         softmax = part.for_inference and part.gives_classes
-        fc = nn.Sequential(part.fc or nn.Identity(), head)
-        self.head = nn.Sequential(part.norm, Outputs(fc, softmax, part.embedding))
+        fc = part.fc or nn.Identity()
+        self.head = Outputs(part.norm, fc, head, softmax=softmax, embedding=part.embedding)
         self.dtype = dtype
         self.tokens = TOKENS[self.cls_token.device.type]
 

@@ -61,15 +61,22 @@ def split_embedding(out, embed_dim):
     return out if embed_dim is None else out.tensor_split([out.shape[1] - embed_dim], dim=1)
 
 
-class Outputs(nn.Module):
-    """:func:`outputs` as a module, whose options are fixed."""
+class Outputs(nn.Sequential):
+    """A norm and the layers after it, with :func:`outputs` of what the norm gives.
 
-    def __init__(self, fc, softmax, embedding):
-        super().__init__()
-        self.fc = fc
+    Parameters
+    ----------
+    norm, *layers : nn.Module
+    softmax, embedding : bool
+        See :func:`outputs`.
+    """
+
+    def __init__(self, norm, *layers, softmax=False, embedding=False):
+        super().__init__(norm, *layers)
         self.softmax = softmax
         self.embedding = embedding
 
-    def forward(self, token):
-        """(B, D) to (B, num_classes) or (B, num_classes + D)."""
-        return outputs(token, self.fc, self.softmax, self.embedding)
+    def forward(self, cls):
+        """Class token (B, D) to (B, num_classes) or (B, num_classes + D)."""
+        norm, *layers = self
+        return outputs(norm(cls), nn.Sequential(*layers), self.softmax, self.embedding)
