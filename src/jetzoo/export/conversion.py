@@ -11,7 +11,7 @@ from .graph import Graph
 from .tracing import output_name, trace
 
 
-def convert(tagger, network, output, opset, int8, options, weights):
+def convert(tagger, network, output, opset, int8, options, weights=None):
     """Convert a network.
 
     Parameters
@@ -22,8 +22,8 @@ def convert(tagger, network, output, opset, int8, options, weights):
         See :func:`jetzoo.export.export`.
     options : dict
         Of the network.
-    weights : dict of str to Tensor
-        State dict of the network as it was built.
+    weights : dict of str to Tensor, optional
+        State dict of the network as it is built, by default that of the tagger's.
 
     Returns
     -------
@@ -42,6 +42,7 @@ def convert(tagger, network, output, opset, int8, options, weights):
             'it with jetzoo.accelerate(model, "int8").'
         )
     if last is None:
+        weights = tagger.model.state_dict() if weights is None else weights
         return trace(tagger, network, output, opset, options, weights)
     inputs = {
         name: ["N", *shape[1:2], *[f"n_{kind(name)[0]}"] * (len(shape) > 2)]
