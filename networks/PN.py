@@ -168,6 +168,8 @@ class DynamicGraphNetwork(nn.Module):
     """
 
     micro_batched = True  # jets of similar length together are the faster
+    unused_inputs = ("lorentz_vectors",)
+    gives_classes = True  # False: targets of a regression, without a softmax
     # Kinds of layers for `jetzoo profile`.
     layer_kinds = {"bn_fts": "embedding", "edge_convs": "edge convolutions", "fc": "head"}
 
@@ -228,6 +230,8 @@ class ParticleNet(nn.Module):
     """
 
     micro_batched = True  # jets of similar length together are the faster
+    unused_inputs = ("lorentz_vectors",)
+    gives_classes = True  # False: targets of a regression, without a softmax
 
     def __init__(
         self,
@@ -267,7 +271,7 @@ class ParticleNet(nn.Module):
         Tensor, (B, num_classes)
         """
         logits = self.mod(points, features, lorentz_vectors, mask)
-        return logits.softmax(1) if self.for_inference else logits
+        return logits.softmax(1) if self.for_inference and self.gives_classes else logits
 
 
 def get_model(data_config, **kwargs):

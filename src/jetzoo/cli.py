@@ -14,31 +14,41 @@ from jetzoo.int8.methods import METHODS
 
 def add_evaluate(parser):
     parser.add_argument("files", nargs="+", metavar="PRED", help="weaver's .root or .parquet")
-    parser.add_argument("--out", metavar="DIR", help="folder for roc.pdf, roc.png, metrics.json")
+    parser.add_argument("--out", metavar="DIR", help="folder for metrics.json and figures")
     parser.add_argument(
-        "--data-config", metavar="YAML", help="names the classes of parquet files, which have none"
+        "--data-config",
+        metavar="YAML",
+        help="says what labels of type custom are, classes or targets of a regression, and names "
+        "the classes of parquet files, which have none",
     )
 
 
 def run_evaluate(args):
     from rich.console import Console
 
-    from jetzoo import tables
-    from jetzoo.metrics import numbers, predictions, roc
+    from jetzoo import labels, tables
+    from jetzoo.metrics import numbers, predictions, regression, report, roc
 
-    classes = None
+    classes, label, is_regression = None, "_label_", False
     if args.data_config:
         from jetzoo import data_config
 
-        classes = list(data_config.read(args.data_config).label_value)
+        config = data_config.read(args.data_config)
+        classes, label = labels.outputs(config), config.label_names[0]
+        is_regression = labels.is_regression(config)
     folder = Path(args.out or Path(args.files[0]).parent)
     if args.out:
         tables.check_folder(folder)
-    jets = predictions.read_predictions(args.files, classes)
+    if is_regression:
+        jets = (*predictions.read_targets(args.files, classes), classes)
+        measured, figures = regression, regression.figures
+    else:
+        jets = predictions.read_predictions(args.files, classes, label)
+        measured, figures = numbers, roc.figures
     folder = tables.writable_folder(folder)
-    metrics = numbers.evaluate(*jets)
-    written = roc.write_report(metrics, roc.roc_figure(*jets), folder)
-    Console().print(*numbers.summary(metrics))
+    metrics = measured.evaluate(*jets)
+    written = report.write_report(metrics, figures(*jets), folder)
+    Console().print(*measured.summary(metrics))
     for note in metrics["notes"]:
         print(f"note: {note}")
     for path in written:
@@ -51,6 +61,11 @@ def add_predict(parser):
     parser.add_argument("--output", required=True, metavar="FILE", help=".root or .parquet")
     parser.add_argument("--batch-size", type=positive_integer, default=512, metavar="N")
     parser.add_argument("--fast", action="store_true", help="the fast engine: the same scores")
+    parser.add_argument(
+        "--embedding",
+        action="store_true",
+        help="write the normalised class token of each jet, too; for ParT and its variants",
+    )
 
 
 def run_predict(args):
@@ -59,7 +74,8 @@ def run_predict(args):
 
     tables.check_format(args.output)
     tables.check_output(args.output, (*args.files, *_inputs(args)))
-    tagger = _load(args, **({"fast": True} if args.fast else {}))
+    wanted = {"fast": args.fast, "embedding": args.embedding}
+    tagger = _load(args, **{name: True for name, is_wanted in wanted.items() if is_wanted})
     found = predict_files(tagger, args.files, args.output, args.batch_size)
     if not found.has_labels:
         print("note: The files have no labels; only scores were written.")
@@ -72,49 +88,88 @@ def run_predict(args):
 
 
 def add_attention(parser):
+    _add_jets(parser, "all; those with indices are drawn", "attention", subjets=True)
+    parser.add_argument(
+        "--ablate", action="store_true", help="measure what is lost without some of the attention"
+    )
+
+
+def run_attention(args):
+    from jetzoo import interpret
+
+    options = {"with_ablations": args.ablate, "num_subjets": args.subjets}
+    _write_report(args, "attention", interpret.explain, **options)
+
+
+def add_explore(parser):
+    _add_jets(parser, "50 at equal distances", subjets=True)
+    parser.add_argument("--out", required=True, metavar="FILE", help="the page, .html")
+
+
+def run_explore(args):
+    from jetzoo import interpret, tables
+    from jetzoo import page as pages
+
+    out = tables.check_output(args.out, (*args.data, *_inputs(args)), ".html")
+    tagger = _load(args)
+    page, notes = interpret.explore(
+        tagger, args.network, args.data, jets=args.jets, num_subjets=args.subjets
+    )
+    pages.write(out.parent, {out.name: page})
+    for note in notes:
+        print(f"note: {note}")
+    print(f"wrote {out}, {len(page) / 1e6:.1f} MB; open it in a browser")
+
+
+def add_probe(parser):
+    _add_jets(parser, "all", "probes")
+
+
+def run_probe(args):
+    from jetzoo import interpret
+
+    _write_report(args, "probes", interpret.probe)
+
+
+def add_circuit(parser):
+    _add_jets(parser, "300 at equal distances", "circuit")
+
+
+def run_circuit(args):
+    from jetzoo import interpret
+
+    _write_report(args, "circuit", interpret.circuit)
+
+
+def _add_jets(parser, default, folder=None, subjets=False):
+    """Arguments of a command that looks into a network at some jets."""
     _add_tagger(parser)
     parser.add_argument(
         "--data", nargs="+", required=True, metavar="FILE", help="jets, .root or .parquet"
     )
+    text = "the first N jets, or the jets with these indices; '7,' is jet 7 alone"
     parser.add_argument(
-        "--jets",
-        type=jet_selection,
-        metavar="N|I,J,...",
-        help="the first N jets (default: all), or the jets with these indices, each of which is "
-        "drawn; '7,' is jet 7 alone",
+        "--jets", type=jet_selection, metavar="N|I,J,...", help=f"{text} (default: {default})"
     )
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        help="default: the folder attention beside the checkpoint, or here for a model card",
-    )
-    parser.add_argument(
-        "--ablate", action="store_true", help="measure what is lost without some of the attention"
-    )
-    parser.add_argument(
-        "--subjets", type=int, choices=(2, 3), help="default: 3 for t -> bqq', 2 for the others"
-    )
-    parser.add_argument("--batch-size", type=positive_integer, default=64, metavar="N")
+    if subjets:
+        text = "default: 3 for t -> bqq', 2 for the others"
+        parser.add_argument("--subjets", type=int, choices=(2, 3), help=text)
+    if folder is not None:
+        text = f"default: the folder {folder} beside the checkpoint, or here for a model card"
+        parser.add_argument("--out", metavar="DIR", help=text)
+        parser.add_argument("--batch-size", type=positive_integer, default=64, metavar="N")
 
 
-def run_attention(args):
+def _write_report(args, name, find, **options):
+    """Find something out about a network, write it to a folder, and print it."""
     from rich.console import Console
 
-    from jetzoo import interpret, tables
+    from jetzoo import tables
 
-    folder = _default_folder(args, "attention")
+    folder = _default_folder(args, name)
     tables.check_folder(folder)
-    tagger = _load(args)
-    report = interpret.explain(
-        tagger,
-        args.network,
-        args.data,
-        jets=args.jets,
-        with_ablations=args.ablate,
-        batch_size=args.batch_size,
-        num_subjets=args.subjets,
-        **_network_options(args),
-    )
+    options |= {"jets": args.jets, "batch_size": args.batch_size, **_network_options(args)}
+    report = find(_load(args), args.network, args.data, **options)
     report.write(folder)
     Console().print(*report.tables())
     for note in report.notes:
@@ -254,12 +309,11 @@ def run_quantize(args):
 
 def add_export(parser):
     _add_tagger(parser)
-    parser.add_argument(
-        "--onnx",
-        required=True,
-        metavar="FILE",
-        help="what to write, .onnx; preprocess.json appears beside it",
+    written = parser.add_mutually_exclusive_group(required=True)
+    written.add_argument(
+        "--onnx", metavar="FILE", help="what to write, .onnx; preprocess.json appears beside it"
     )
+    written.add_argument("--cpp", metavar="FOLDER", help="a library in C++ to write")
     parser.add_argument("--int8", action="store_true", help="matrix products in int8")
     parser.add_argument(
         "--opset", type=int, default=17, metavar="N", help="of the operators (default: 17)"
@@ -273,6 +327,13 @@ def add_export(parser):
 
 
 def run_export(args):
+    if args.cpp:
+        run_export_cpp(args)
+    else:
+        run_export_onnx(args)
+
+
+def run_export_onnx(args):
     from jetzoo import tables
     from jetzoo.export import export
 
@@ -288,6 +349,21 @@ def run_export(args):
         **_network_options(args),
     )
     print(f"wrote {args.onnx}, and preprocess.json beside it")
+
+
+def run_export_cpp(args):
+    from jetzoo.cpp import export
+
+    export(
+        args.network,
+        args.checkpoint,
+        args.data_config,
+        args.cpp,
+        args.int8,
+        args.calibration,
+        **_network_options(args),
+    )
+    print(f"wrote {args.cpp}")
 
 
 def jet_selection(text):
@@ -401,6 +477,8 @@ def _network_options(args):
     for key, value in args.network_option:
         if key in ("network", "checkpoint", "data_config", "device"):
             raise UserError(f"{key} is no option of a network: --network-option {key} {value}.")
+        if key == "embedding":
+            raise UserError("An embedding is written by jetzoo predict --embedding.")
     return {key: _literal(key, value) for key, value in args.network_option}
 
 
@@ -423,17 +501,15 @@ def _literal(key, text):
 
 
 COMMANDS = (
-    ("evaluate", "accuracy, AUC, rejections and ROC of predictions", add_evaluate, run_evaluate),
+    ("evaluate", "what predictions are worth, with figures", add_evaluate, run_evaluate),
     ("predict", "scores of a trained network on files of jets", add_predict, run_predict),
     ("attention", "what a trained network looks at", add_attention, run_attention),
+    ("explore", "a page to explore the attention in single jets", add_explore, run_explore),
+    ("probe", "what a trained network knows, layer by layer", add_probe, run_probe),
+    ("circuit", "which parts of a network carry its decision", add_circuit, run_circuit),
     ("profile", "where the time of a network goes", add_profile, run_profile),
-    (
-        "quantize",
-        "an int8 form of a trained network, and what it costs",
-        add_quantize,
-        run_quantize,
-    ),
-    ("export", "an ONNX file of a trained network", add_export, run_export),
+    ("quantize", "an int8 form of a network, and what it costs", add_quantize, run_quantize),
+    ("export", "a trained network as an ONNX file or a library in C++", add_export, run_export),
     ("models", "list, check and fetch trained weights", add_models, run_models),
     ("list", "names of networks, data configs, models, backends, methods", add_list, run_list),
     ("path", "where a network, data config or model lies", add_path, run_path),

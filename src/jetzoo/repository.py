@@ -213,9 +213,26 @@ def build_network(name_or_path, config, **options):
     Raises
     ------
     UserError
-        As :func:`network_module`, or if the network cannot be built with these options.
+        As :func:`network_module` and :func:`build`.
     """
-    module = network_module(name_or_path)
+    return build(network_module(name_or_path), config, **options)
+
+
+def build(module, config, **options):
+    """Construct the network of a network file, see :func:`build_network`.
+
+    Parameters
+    ----------
+    module : module
+        See :func:`network_module`.
+    config, **options
+        As of :func:`build_network`.
+
+    Raises
+    ------
+    UserError
+        If the network cannot be built with these options.
+    """
     try:
         model, info = module.get_model(config, **options)
         model.state_dict()
@@ -226,7 +243,7 @@ def build_network(name_or_path, config, **options):
             raise UserError(reason(error, named=False) + ".") from error
         given = ", ".join(f"{key} {value!r}" for key, value in options.items())
         raise UserError(
-            f"{Path(name_or_path).stem} cannot be built"
+            f"{Path(module.__file__).stem} cannot be built"
             f"{f' with the option {given}' if given else ''}: {reason(error)}."
         ) from error
     return model, info

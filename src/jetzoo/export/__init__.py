@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 from .. import UserError, tables
+from ..acceleration import counterpart
 from ..attention.backends import check_backend
 from ..tagger import load
 
@@ -76,8 +77,11 @@ def export(
     tagger = load(network, checkpoint, data_config, "cpu", **options)
     if getattr(tagger.model, "is_int8", False):
         raise UserError(f"{checkpoint} is in int8 already: export the weights it was made from.")
+    weights = tagger.model.state_dict()
+    tagger.model = counterpart(tagger.model)
+    arguments = (tagger, network, output, opset)
     converted = {
-        precision: conversion.convert(tagger, network, output, opset, precision == "int8", options)
+        precision: conversion.convert(*arguments, precision == "int8", options, weights)
         for precision in (("int8", "float32") if int8 else ("float32",))
     }
     with tempfile.TemporaryDirectory() as folder:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from .. import UserError, data_config, repository, tables
+from ..groups import kind, shapes
 from .tracing import last_layer
 
 # Largest numbers of particles, and what stands in the padding.
@@ -52,8 +53,8 @@ def compare(tagger, source, path, output, largest):
         raise UserError(f"{path} is not written: it would have no inputs but {', '.join(names)}.")
     particles = embedded_particles(tagger.data_config)
     for length, shares in itertools.product(LENGTHS, BATCHES):
-        inputs = jets(particles, length, shares)
-        expected = reference(tagger.model, inputs, output)
+        inputs = jets(tagger.data_config, particles, length, shares)
+        expected = reference(tagger, inputs, output)
         number = "a jet" if len(shares) == 1 else f"{len(shares)} jets"
         place = f"{number} of up to {length} particles"
         for level, network in sessions.items():
@@ -85,12 +86,12 @@ def session(source, level):
     return onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
 
 
-def reference(model, inputs, output):
+def reference(tagger, inputs, output):
     """What PyTorch gives, (B, num_classes) or (B, D)."""
-    logits, embedding, _ = last_layer(model, [torch.from_numpy(x) for x in inputs])
+    logits, embedding, _ = last_layer(tagger.model, [torch.from_numpy(x) for x in inputs])
     if output == "embedding":
         return embedding.numpy()
-    return (logits.softmax(1) if output == "probabilities" else logits).numpy()
+    return (tagger.scores(logits) if output == "probabilities" else logits).numpy()
 
 
 def embedded_particles(config):
@@ -105,23 +106,26 @@ def embedded_particles(config):
     """
     sample = data_config.Inputs(data_config.read("QuarkGluon/qg_kin"))
     table = tables.read(repository.sample_jets(), sample.branches)[:NUM_JETS]
-    found = {name.split("_")[-1]: x.swapaxes(0, 1) for name, x in sample(table).items()}
+    found = {kind(name)[1]: x.swapaxes(0, 1) for name, x in sample(table).items()}
     real = found["mask"][0] > 0  # (B, N)
     particles = []
-    for name, variables in config.input_dicts.items():
-        values = found.get(name.split("_")[-1], found["features"])
-        channels = np.arange(len(variables)) % len(values)
+    for name in config.input_names:
+        values = found[kind(name)[1] or "features"]
+        channels = np.arange(len(config.input_dicts[name])) % len(values)
         particles.append(values[channels][:, real])
     return particles
 
 
-def jets(particles, length, shares):
+def jets(config, particles, length, shares):
     """Inputs (B, C, length) of jets with different numbers of particles and kinds of padding.
+
+    Groups of one number for each jet get that of its first particle, (B, C) or (B,).
 
     Parameters
     ----------
+    config : weaver.utils.data.config.DataConfig
     particles : list of ndarray, (C, num_particles)
-        See :func:`embedded_particles`; the last is the mask.
+        See :func:`embedded_particles`.
     length : int
     shares : sequence of float, (B,)
         Particles of each jet over the length.
@@ -132,9 +136,14 @@ def jets(particles, length, shares):
         padding = PADDINGS[(jet + length) % len(PADDINGS)]
         for x, values in zip(inputs, particles, strict=True):
             x[jet, :, :count] = values[:, jet * length : jet * length + count]
-        for x in inputs[:-1]:
+        for x, name in zip(inputs, config.input_names, strict=True):
+            if kind(name)[1] == "mask":
+                continue
             if padding == "NaN":
                 x[jet, :, count:] = np.nan
             elif padding == "repeated particles" and count:
                 x[jet] = x[jet][:, np.arange(length) % count]
-    return inputs
+    return [
+        x if len(shape) == 3 else np.nan_to_num(x[:, :, 0]).reshape(len(x), *shape[1:])
+        for x, shape in zip(inputs, shapes(config).values(), strict=True)
+    ]

@@ -4,12 +4,14 @@ from pathlib import Path
 
 from .. import UserError
 from ..engine.folding import fold, freeze
+from ..groups import kind, shapes
+from ..nn.inputs import take_arrangement
 from . import particlenet, transformer
 from .graph import Graph
 from .tracing import output_name, trace
 
 
-def convert(tagger, network, output, opset, int8, options):
+def convert(tagger, network, output, opset, int8, options, weights=None):
     """Convert a network.
 
     Parameters
@@ -20,6 +22,8 @@ def convert(tagger, network, output, opset, int8, options):
         See :func:`jetzoo.export.export`.
     options : dict
         Of the network.
+    weights : dict of str to Tensor, optional
+        State dict of the network as it is built, by default that of the tagger's.
 
     Returns
     -------
@@ -38,14 +42,14 @@ def convert(tagger, network, output, opset, int8, options):
             'with jetzoo.accelerate(model, "int8").'
         )
     if last is None:
-        return trace(tagger, network, output, opset, options)
-    shapes = tagger.data_config.input_shapes
+        weights = tagger.model.state_dict() if weights is None else weights
+        return trace(tagger, network, output, opset, options, weights)
     inputs = {
-        name: ["N", shapes[name][1], "n_" + name.split("_")[0]]
-        for name in tagger.data_config.input_names
+        name: ["N", *shape[1:2], *[f"n_{kind(name)[0]}"] * (len(shape) > 2)]
+        for name, shape in shapes(tagger.data_config).items()
     }
     width = last.in_features if output == "embedding" else last.out_features
-    return graph.model(inputs, output_name(output), ["N", width])
+    return graph.model(inputs, output_name(tagger, output), ["N", width])
 
 
 def write(graph, tagger, output):
@@ -56,8 +60,14 @@ def write(graph, tagger, output):
     nn.Linear or None
         The last layer; None if there is no such form, and nothing is written.
     """
-    names = tagger.data_config.input_names
-    folded = getattr(fold(freeze(tagger.model, "cpu")), "network", None)
+    names = list(tagger.data_config.input_names)
+    model = freeze(tagger.model, "cpu")
+    arrangement = take_arrangement(model)
+    if arrangement is not None:
+        names = [place if place is None else names[place] for _, place in arrangement.places]
+    folded = getattr(fold(model), "network", None)
+    if tagger.is_regression and output == "probabilities":
+        output = "logits"
     if hasattr(folded, "cls_mixers"):
         layers = transformer.layers_of_head(folded)
         if layers is not None:

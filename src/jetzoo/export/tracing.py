@@ -7,9 +7,10 @@ import onnx
 import torch
 
 from .. import UserError, repository
+from ..acceleration import counterpart
 
 
-def trace(tagger, network, output, opset, options):
+def trace(tagger, network, output, opset, options, weights):
     """Trace the padded form of a network.
 
     Parameters
@@ -21,6 +22,8 @@ def trace(tagger, network, output, opset, options):
     opset : int
     options : dict
         Of the network.
+    weights : dict of str to Tensor
+        State dict of the network as it was built.
 
     Returns
     -------
@@ -33,11 +36,12 @@ def trace(tagger, network, output, opset, options):
     """
     config = tagger.data_config
     model, info = repository.build_network(network, config, **{**options, "for_inference": True})
-    model.load_state_dict(tagger.model.state_dict())
+    model.load_state_dict(weights)
+    model = counterpart(model)
     shapes = [info["input_shapes"][name] for name in info["input_names"]]
     # Two jets of more than one particle: sizes of 1 would become constants.
     ones = tuple(torch.ones(2, *(size or 128 for size in shape[1:])) for shape in shapes)
-    name = output_name(output)
+    name = output_name(tagger, output)
     axes = {k: x for k, x in info["dynamic_axes"].items() if k in info["input_names"]}
     file = io.BytesIO()
     with warnings.catch_warnings():
@@ -60,9 +64,11 @@ def trace(tagger, network, output, opset, options):
     return onnx.load_from_string(file.getvalue())
 
 
-def output_name(output):
-    """Name of an output in the file; probabilities are called as in weaver's files."""
-    return "softmax" if output == "probabilities" else output
+def output_name(tagger, output):
+    """Name of an output in the file; what networks give for weaver is called as in its files."""
+    if output != "probabilities":
+        return output
+    return "output" if tagger.is_regression else "softmax"
 
 
 class Traced(torch.nn.Module):

@@ -124,6 +124,7 @@ class PairArguments(Structure):
 
 
 STRUCTURES = {
+    "isa": (),
     "part": (
         DenseWeights,
         FeedForwardWeights,
