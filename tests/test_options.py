@@ -184,10 +184,10 @@ def test_nan_weights(part, tmp_path, capsys, name):
     [
         (
             ["--onnx", "net.onnx", "--calibration", "jets.parquet"],
-            "calibration is an option of --cpp",
+            "--calibration is",
         ),
-        (["--cpp", "library", "--opset", "15"], "opset is an option of --onnx"),
-        (["--cpp", "library", "--output", "logits"], "output is an option of --onnx"),
+        (["--cpp", "library", "--opset", "15"], "--opset is an option of --onnx"),
+        (["--cpp", "library", "--output", "logits"], "--output is an option of --onnx"),
     ],
 )
 def test_options_of_the_other_kind_of_export(part, tmp_path, monkeypatch, capsys, given, message):
