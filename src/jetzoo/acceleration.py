@@ -12,6 +12,7 @@ from torch import nn
 from jetzoo import UserError
 
 from .engine import stock
+from .engine.batching import MicroBatches, OneBatch
 from .engine.folding import fold, freeze
 from .engine.forms import forms_of
 from .engine.proof import prove
@@ -137,6 +138,41 @@ def counterpart(model):
         name = type(frozen).__name__
         raise UserError(f"{name} has no counterpart in the zoo: {error}.") from error
     return twin
+
+
+def traceable(model):
+    """A network with the same logits that PyTorch can trace, in place of one of weaver's.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Left as it is.
+
+    Returns
+    -------
+    nn.Module
+        The :func:`counterpart`; where there is none, the engine's form on one padded batch; where
+        there is none of these either, or nothing of weaver's in it, ``model`` itself.
+    """
+    if not stock.find(model):
+        return model
+    frozen = freeze(model)
+    for rewrite in (counterpart, _on_one_batch):
+        try:
+            return rewrite(frozen)
+        except (UserError, stock.Unsupported):
+            continue
+    return model
+
+
+def _on_one_batch(frozen):
+    """A network with the engine's forms of weaver's, without micro-batches."""
+    form = stock.rewrite(frozen)
+    for name, module in list(form.named_modules()):
+        if isinstance(module, MicroBatches):
+            form.set_submodule(name, OneBatch(module.network).eval())
+    prove(frozen, form)
+    return form
 
 
 def lower(network):

@@ -75,6 +75,23 @@ class MicroBatches(nn.Module):
         return torch.empty_like(logits).index_copy_(0, jets, logits)
 
 
+class OneBatch(nn.Module):
+    """A network of :class:`MicroBatches` on one padded batch, as a traced graph has it.
+
+    Parameters
+    ----------
+    network : nn.Module
+    """
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, points, features, lorentz_vectors, mask, *pairs):
+        """(B, 2, N), (B, C, N), (B, 4, N) and (B, 1, N) to (B, num_classes)."""
+        return self.network(points, features, lorentz_vectors, mask[:, 0].bool(), *pairs)
+
+
 def parallel(function, items, threads):
     """``[function(item) for item in items]`` on several threads, each a single one for PyTorch."""
     try:
