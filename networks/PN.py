@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from jetzoo.native.dense import linear as product
 from jetzoo.nn.embed import batch_norm
 from jetzoo.nn.head import classifier
 from jetzoo.nn.inputs import clean_inputs, finish
@@ -49,7 +50,7 @@ class OnRows:
 
     def forward(self, x):
         """(..., C) to (..., C')."""
-        return F.linear(x, self.weight.flatten(1), self.bias)
+        return product(x, self.weight.flatten(1), self.bias)
 
 
 class RowConv1d(OnRows, nn.Conv1d):
@@ -73,7 +74,7 @@ class EdgeConv2d(OnRows, nn.Conv2d):
 
     def forward(self, x):
         """(..., C) to what particles add to edges as centre and as neighbour, (..., 2 C')."""
-        return F.linear(x, self.particle_weight())
+        return product(x, self.particle_weight())
 
 
 def linear(weight, bn):

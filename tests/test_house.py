@@ -34,6 +34,7 @@ COMMANDS = {"jetzoo.datasets.command": "cli", "jetzoo.datasets.__main__": "__mai
 SIDE_ROOMS = {
     "__init__",
     "checkpoint",
+    "choices",
     "data_config",
     "datasets",
     "formulas",

@@ -34,7 +34,7 @@ logger = logging.getLogger("jetzoo")
 SOURCES = Path(__file__).parent
 LIBRARIES = {
     "part": ("threads", "part", "part_layers", "part_pairs", "part_attention"),
-    "training": ("threads", "products", "attention", "chains", "pairs"),
+    "training": ("threads", "products", "attention", "chains", "dense", "pairs"),
 }
 # Not -ffast-math: it changes how the whole process treats small numbers.
 FLAGS = [

@@ -220,6 +220,11 @@ def pair_mlp(x, layers):
     -------
     Tensor, (outputs, P)
     """
+    with torch.autocast("cpu", enabled=False):  # a batch norm divides by small differences
+        return _pair_mlp(x, layers)
+
+
+def _pair_mlp(x, layers):
     first, *rest = layers
     products, norms, acts = rest[::3], rest[1::3], rest[2::3]
     with torch.no_grad():

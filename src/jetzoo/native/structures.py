@@ -123,6 +123,18 @@ class PairArguments(Structure):
     ]
 
 
+class ProductArguments(Structure):
+    """A matrix product of a layer (``dense.cpp``)."""
+
+    _fields_ = [
+        *_fields(c_int64, "m n k"),
+        *_fields(c_void_p, "a b"),
+        *_fields(c_int64, "a_row a_col b_row b_col"),
+        *_fields(c_void_p, "bias out"),
+        ("half", c_int64),
+    ]
+
+
 STRUCTURES = {
     "part": (
         DenseWeights,
@@ -132,5 +144,12 @@ STRUCTURES = {
         NetworkWeights,
         JetArguments,
     ),
-    "training": (Rows, AttentionArguments, ChainArguments, PairLayer, PairArguments),
+    "training": (
+        Rows,
+        AttentionArguments,
+        ChainArguments,
+        PairLayer,
+        PairArguments,
+        ProductArguments,
+    ),
 }

@@ -5,6 +5,7 @@ from torch import nn
 
 from ..modules import fusible
 from ..native.chains import gelu_norm, layer_norm
+from ..native.dense import dense
 
 
 def batch_norm(norm, x):
@@ -51,7 +52,7 @@ class Embed(nn.Module):
         x = layer_norm(x, norm)
         for linear, norm in zip(layers[::3], layers[2::3], strict=True):
             x = gelu_norm(x, linear, norm)
-        return act(last(x))
+        return act(dense(last, x))
 
     def parts(self):
         """List the modules that a fused form computes together, with their classes."""
