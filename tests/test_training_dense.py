@@ -1,4 +1,4 @@
-"""Linear layers of a training step, against float64 and PyTorch's own, and the choice of products."""
+"""Linear layers of a training step against float64 and PyTorch, and the choice of products."""
 
 import copy
 import json

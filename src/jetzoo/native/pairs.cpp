@@ -62,9 +62,10 @@ static PairTile make_tile(const PairArguments& p, Scratch& scratch) {
     return t;
 }
 
-// What follows the norm of layer `l`: a GELU, or nothing.
+// What follows the norm of layer `l`: a GELU, or nothing. Without slopes, the cheaper form.
+template <bool SLOPES>
 INLINE vf activation(const PairArguments& p, int l, vf z, vf& slope) {
-    if (l < p.num_layers || p.activated) return gelu_and_slope(z, slope);
+    if (l < p.num_layers || p.activated) return SLOPES ? gelu_and_slope(z, slope) : vgelu(z);
     slope = splat(1.f);
     return z;
 }
@@ -84,7 +85,7 @@ static void tile_forward(const PairArguments& p, int64_t first, int n, int last,
             vf scale = load(layer.scale + c), shift = load(layer.shift + c), slope;
             for (int i = 0; i < n; i++) {
                 vf z = load(t.h[l] + i * out + c) * scale + shift;
-                store(t.a[l] + i * out + c, activation(p, l, z, slope));
+                store(t.a[l] + i * out + c, activation<SLOPES>(p, l, z, slope));
                 if (SLOPES) store(t.slope[l] + i * out + c, slope);
             }
         }
@@ -155,7 +156,7 @@ EXPORT int32_t pairs_forward(const PairArguments* p, int threads) {
             vf scale = load(layer.scale + c), shift = load(layer.shift + c), slope;
             for (int i = 0; i < n; i++) {
                 float* at = t.h[last] + i * ld + c;
-                store(at, activation(*p, last, load(at) * scale + shift, slope));
+                store(at, activation<false>(*p, last, load(at) * scale + shift, slope));
             }
         }
         for (int c = 0; c < width; c++)
