@@ -1,7 +1,7 @@
 """The Triton kernels compiled ahead for GPUs that need not be there: registers, spills, memory.
 
     python benchmarks/kernels.py
-    python benchmarks/kernels.py --targets 90
+    python benchmarks/kernels.py --targets 90 --particles 128
 
 Compiles each kernel of ``jetzoo.attention.triton_kernel`` as a training step of ParT calls it (pair
 bias and its gradient, mask, dropout, heads of 16) and has ``ptxas`` say what it takes. Writes
@@ -79,6 +79,7 @@ def compile_kernel(kernel, dtype, length, capability):
         "registers": registers,
         "spill_bytes": spills,
         "shared_bytes": compiled.metadata.shared,
+        "shared_limit": SHARED_LIMITS[capability],
         "triton": triton.__version__,
     }
 
@@ -102,7 +103,7 @@ def assembled(ptx, capability):
     return registers, sum(spills)
 
 
-def measure(targets):
+def measure(targets, particles, dtypes):
     """Rows of the CSV."""
     try:
         from jetzoo.attention import triton_kernel
@@ -110,8 +111,8 @@ def measure(targets):
         raise UserError(f"The Triton kernels need Triton: {error}.") from error
     kernels = ("_forward_kernel", "_queries_kernel", "_keys_kernel")
     for capability in targets:
-        for dtype in (torch.float32, torch.bfloat16):
-            for length in (16, 128):
+        for dtype in dtypes:
+            for length in particles:
                 for name in kernels:
                     yield compile_kernel(getattr(triton_kernel, name), dtype, length, capability)
 
@@ -122,9 +123,13 @@ def main():
     parser.add_argument(
         "--targets", type=int, nargs="+", default=[80, 90], choices=SHARED_LIMITS, metavar="SM"
     )
+    parser.add_argument("--particles", type=int, nargs="+", default=[16, 128], metavar="N")
+    parser.add_argument(
+        "--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"]
+    )
     args = parser.parse_args()
     rows = []
-    for row in measure(args.targets):
+    for row in measure(args.targets, args.particles, [getattr(torch, x) for x in args.dtypes]):
         rows.append(row)
         print(row, flush=True)
     write_csv(args.results / "kernels_cuda.csv", rows)

@@ -49,10 +49,13 @@ def fastest(work, ways, device="cpu"):
     if not times.keys() >= ways.keys():
         with _lock:
             times = _times(work, ways, device)
-    usual = next(iter(ways))
-    found = {name: times[name] for name in ways if name in times}
-    best = min(found, key=found.get, default=usual)
-    return best if found.get(best, 0) < MARGIN * found.get(usual, float("inf")) else usual
+    return winner({name: times[name] for name in ways})
+
+
+def winner(times):
+    """Way that is chosen by times of ways, of which the first is the usual one."""
+    usual, best = next(iter(times)), min(times, key=times.get)
+    return best if times[best] < MARGIN * times[usual] else usual
 
 
 def known(device="cpu"):
@@ -67,10 +70,12 @@ def known(device="cpu"):
         return dict(_of_device(torch.device(device).type))
 
 
-def forget():
-    """Let the next call look into the cache anew."""
+def forget(kept=True):
+    """Let the next call look into the cache anew, or, without what is kept there, measure anew."""
     with _lock:
         _known.clear()
+        if not kept:
+            _known.update(cpu={}, cuda={})
 
 
 def _times(work, ways, device):
@@ -139,7 +144,7 @@ def _read(name):
     try:
         found = json.loads((repository.cache() / name).read_text())
         good = isinstance(found, dict) and all(
-            isinstance(times, dict) and all(isinstance(x, float) for x in times.values())
+            isinstance(times, dict) and times and all(isinstance(x, float) for x in times.values())
             for times in found.values()
         )
         return found if good else {}
@@ -157,7 +162,7 @@ def _keep(device, work, times):
         handle, path = tempfile.mkstemp(prefix=".fastest-", dir=folder)
         try:
             with os.fdopen(handle, "w") as file:
-                json.dump(whole, file, indent=1, sort_keys=True)
+                json.dump(whole, file, indent=1)
             Path(path).replace(folder / name)
         except OSError:
             Path(path).unlink(missing_ok=True)
