@@ -110,7 +110,10 @@ def _stock(frozen, precision):
 
 
 def counterpart(model):
-    """A network with the zoo's own in place of weaver's: the same logits, to look into and export.
+    """A network with modules of this project in place of weaver's: to look into and to export.
+
+    They are those of the zoo, or for options that the zoo does not have those of the engine
+    (:class:`jetzoo.engine.variants.VariantTransformer`); the logits are the same.
 
     Parameters
     ----------
@@ -125,7 +128,7 @@ def counterpart(model):
     Raises
     ------
     UserError
-        If one of them has an option that the zoo's does not have.
+        If one of them has an option that neither has.
     """
     if not stock.find(model):
         return model
@@ -135,7 +138,7 @@ def counterpart(model):
         prove(frozen, twin)
     except stock.Unsupported as error:
         name = type(frozen).__name__
-        raise UserError(f"{name} has no counterpart in the zoo: {error}.") from error
+        raise UserError(f"{name} cannot be looked into or exported: {error}.") from error
     return twin
 
 
