@@ -200,6 +200,11 @@ def find(network):
     return found
 
 
+def is_weavers(module):
+    """Whether a module is one of weaver's own networks."""
+    return _key(module) is not None
+
+
 def _key(module):
     """Names of the file and of the class that a module has of weaver's networks, or None."""
     for cls in type(module).__mro__:

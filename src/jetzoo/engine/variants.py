@@ -144,6 +144,13 @@ class VariantPairEmbed(nn.Module):
         return bias.float().t()
 
 
+# Kinds of layers for `jetzoo profile`.
+PARTICLE_KINDS = {"": "feed-forward"} | dict.fromkeys(
+    ("attn", "normalise", "query", "key_value", "norms", "gate", "out_proj", "after", "rescale"),
+    "attention",
+)
+
+
 class VariantAttention(nn.Module):
     """Attention of projected queries, keys and values.
 
@@ -153,6 +160,8 @@ class VariantAttention(nn.Module):
     has_token : bool
         Whether the first of the particles is a class token.
     """
+
+    mixes_particles = True
 
     def __init__(self, num_heads, head_dim, has_token=False):
         super().__init__()
@@ -199,6 +208,7 @@ class VariantBlock(nn.Module):
         super().__init__()
         attn = block.attn
         self.attn = VariantAttention(block.num_heads, block.head_dim, has_token)
+        self.layer_kinds = {"": "class attention"} if of_class else PARTICLE_KINDS
         dim = block.embed_dim
         self.normalise = Standardised(block.pre_attn_norm)
         query_norm = nn.Identity() if of_class else block.pre_attn_norm
@@ -307,6 +317,8 @@ class VariantTransformer(nn.Module):
     dtype : torch.dtype
         Of the matrix products.
     """
+
+    layer_kinds = {"embed": "embedding", "pair_embed": "pair embedding", "head": "head"}
 
     def __init__(self, part, dtype):
         super().__init__()
