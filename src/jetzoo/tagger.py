@@ -118,8 +118,7 @@ def untrained(network, data_config, device=None, **options):
     device = usable_device(device)
     model, _ = build_network(network, config, **options)
     tagger = Tagger(model, config, device)
-    if options:
-        _try(tagger, network, options)
+    _try(tagger, network, options)
     return tagger
 
 
@@ -143,19 +142,23 @@ def usable_device(device):
 
 @torch.inference_mode()
 def _try(tagger, network, options):
-    """Run a network on one jet, because some options fail only then, such as a backend for GPUs."""
-    inputs = [torch.ones(shape) for shape in shapes(tagger.data_config, length=2).values()]
+    """Run a network on two jets, whose inputs it may not take, or not with its options."""
+    groups = shapes(tagger.data_config)
+    inputs = [torch.ones(2, *shape[1:]) for shape in groups.values()]
     try:
         out = tagger.model(*(x.to(tagger.device) for x in inputs))
-    except Exception as error:
+    except Exception as error:  # whatever the code of a user raises
         given = ", ".join(f"{key} {value!r}" for key, value in options.items())
+        given = f"the option {given}" if given else f"the inputs {', '.join(groups)}"
         raise UserError(
-            f"{Path(network).stem} cannot run on {tagger.device} with the option {given}: "
-            f"{reason(error)}."
+            f"{Path(network).stem} cannot run on {tagger.device} with {given}: {reason(error)}."
         ) from error
     scores = out if tagger.appended is None else out[0]
-    if tuple(scores.shape) != (1, len(tagger.classes)):
-        raise UserError(f"{Path(network).stem} gives no score for each class.")
+    if tuple(scores.shape) != (2, len(tagger.classes)):
+        raise UserError(
+            f"{Path(network).stem} gives {tuple(scores.shape)} for two jets, "
+            f"not the {len(tagger.classes)} outputs per jet that the data config asks for."
+        )
 
 
 class Tagger:
