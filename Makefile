@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test fuzz lint docs clean
+.PHONY: demo test fuzz browser-test page lint docs clean
 
 demo: .venv/.installed
 	./train_QuarkGluon.sh ParT kin --demo
@@ -12,6 +12,15 @@ test: .venv/.installed
 # The random files and options of `make test`, but other ones at each run, and 80 times as many.
 fuzz: .venv/.installed
 	JETZOO_FUZZ=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_hostile.py
+
+# The pages in a real browser: a Chromium of the system (CHROMIUM names another), or Playwright's own.
+browser-test: .venv/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[browser]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/test_browser.py
+
+# The page of `jetzoo explore`, from its sources, with Node.js; the result is committed.
+page:
+	cd src/jetzoo/interpret/page && npm ci --no-audit --no-fund --silent && npm run --silent build
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

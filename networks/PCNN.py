@@ -80,6 +80,8 @@ class ParticleCNN(nn.Module):
         Return probabilities and keep the padding, so that the graph can be exported.
     """
 
+    unused_inputs = ("points",)
+    gives_classes = True  # False: targets of a regression, without a softmax
     # Kinds of layers for `jetzoo profile`.
     layer_kinds = {
         "input_bn": "embedding",
@@ -154,7 +156,7 @@ class ParticleCNN(nn.Module):
         x = mean_over_particles(x, layout)  # (B, C)
         logits = self.fc(x)
         logits = finish(logits, finite, points)
-        return logits.softmax(1) if self.for_inference else logits
+        return logits.softmax(1) if self.for_inference and self.gives_classes else logits
 
 
 def get_model(data_config, **kwargs):

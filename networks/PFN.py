@@ -32,6 +32,8 @@ class ParticleFlowNetwork(nn.Module):
     """
 
     micro_batched = True  # jets of similar length together are the faster
+    unused_inputs = ("points", "lorentz_vectors")
+    gives_classes = True  # False: targets of a regression, without a softmax
     # Kinds of layers for `jetzoo profile`.
     layer_kinds = {"phi": "particle layers", "f": "head"}
 
@@ -76,7 +78,7 @@ class ParticleFlowNetwork(nn.Module):
         x = x.masked_fill(~layout.mask.unsqueeze(2), 0).sum(1)  # (B, D)
         logits = self.f(x)
         logits = finish(logits, finite, points, lorentz_vectors)
-        return logits.softmax(1) if self.for_inference else logits
+        return logits.softmax(1) if self.for_inference and self.gives_classes else logits
 
 
 def get_model(data_config, **kwargs):

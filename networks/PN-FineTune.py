@@ -7,6 +7,7 @@ learns 50 times faster than the rest unless ``--optimizer-option lr_mult`` says 
 from pathlib import Path
 
 from jetzoo.nn import finetune
+from jetzoo.nn.inputs import arrange, take_arrangement
 from jetzoo.plugin import build, get_evaluate_fn, get_loss, get_train_fn  # noqa: F401 - weaver's
 from jetzoo.repository import network_module
 
@@ -18,11 +19,11 @@ def get_model(data_config, **kwargs):
     model, info = build(ParticleNet, data_config, **kwargs)
     layers = model.mod.fc
     old = f"mod.fc.{len(layers) - 1}"
-    for_inference = kwargs.get("for_inference", False)
+    for_inference = kwargs.get("for_inference", False) and model.gives_classes
     fc_out = layers.pop(-1)
-    return finetune.FineTune(
-        model.mod, "fc_out", fc_out, old=old, for_inference=for_inference
-    ), info
+    tuned = finetune.FineTune(model.mod, "fc_out", fc_out, old=old, for_inference=for_inference)
+    arrange(tuned, take_arrangement(model))
+    return tuned, info
 
 
 init_opt = finetune.init_opt("fc_out.*")

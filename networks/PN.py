@@ -169,6 +169,8 @@ class DynamicGraphNetwork(nn.Module):
     """
 
     micro_batched = True  # jets of similar length together are the faster
+    unused_inputs = ("lorentz_vectors",)
+    gives_classes = True  # False: targets of a regression, without a softmax
     # Kinds of layers for `jetzoo profile`.
     layer_kinds = {"bn_fts": "embedding", "edge_convs": "edge convolutions", "fc": "head"}
 
@@ -229,6 +231,8 @@ class ParticleNet(nn.Module):
     """
 
     micro_batched = True  # jets of similar length together are the faster
+    unused_inputs = ("lorentz_vectors",)
+    gives_classes = True  # False: targets of a regression, without a softmax
 
     def __init__(
         self,
@@ -247,6 +251,10 @@ class ParticleNet(nn.Module):
             input_dim, num_classes, conv_params, fc_params, use_fusion, for_inference
         )
 
+    def core_and_head(self):
+        """Return the network, and what follows it: nothing."""
+        return self.mod, nn.Identity()
+
     def forward(self, points, features, lorentz_vectors, mask):
         """Logits, or probabilities with ``for_inference``.
 
@@ -264,7 +272,7 @@ class ParticleNet(nn.Module):
         Tensor, (B, num_classes)
         """
         logits = self.mod(points, features, lorentz_vectors, mask)
-        return logits.softmax(1) if self.for_inference else logits
+        return logits.softmax(1) if self.for_inference and self.gives_classes else logits
 
 
 def get_model(data_config, **kwargs):

@@ -15,10 +15,13 @@ ParT = network_module(Path(__file__).with_name("ParT.py")).ParT
 
 def get_model(data_config, **kwargs):
     """Build the network for weaver; options are those of ``ParT``."""
-    part, info = build(ParT, data_config, **kwargs)
+    network, info = build(ParT, data_config, **kwargs)
+    part = getattr(network, "part", network)  # of several collections
+    old = "mod.fc" if part is network else "mod.part.fc"
     fc, part.fc = part.fc, None
-    for_inference = kwargs.get("for_inference", False)
-    return finetune.FineTune(part, "fc", fc[-1], old="mod.fc", for_inference=for_inference), info
+    for_inference = kwargs.get("for_inference", False) and part.gives_classes
+    options = {"for_inference": for_inference, "embedding": part.embedding}
+    return finetune.FineTune(network, "fc", fc[-1], old=old, **options), info
 
 
 init_opt = finetune.init_opt("fc.*")

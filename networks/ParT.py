@@ -3,6 +3,7 @@
 Weights interchange with weaver-core's ``ParticleTransformer`` and with the published files.
 """
 
+from jetzoo.nn.collections import CollectionTransformer
 from jetzoo.nn.transformer import JetClassifier, ParticleTransformer
 from jetzoo.plugin import build, get_evaluate_fn, get_loss, get_train_fn  # noqa: F401 - weaver's
 
@@ -13,8 +14,14 @@ class ParT(ParticleTransformer):
     Cost: O(N^2) per layer in time; the pair embedding dominates memory.
     """
 
+    of_collections = CollectionTransformer
+
 
 def get_model(data_config, **kwargs):
-    """Build the network for weaver; options are those of ``ParticleTransformer``."""
+    """Build the network for weaver; options are those of ``ParticleTransformer``.
+
+    A data config of several collections of particles gives one with an embedding for each, whose
+    weights interchange with weaver-core's ``ParticleTransformerTagger``.
+    """
     part, info = build(ParT, data_config, **kwargs)
     return JetClassifier(part), info

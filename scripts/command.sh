@@ -40,7 +40,7 @@ choose_processes() {
         fi
         launcher=("${torchrun:-torchrun}"
             --nnodes="$nodes" --nproc_per_node="$per_node"
-            --rdzv_backend=c10d --rdzv_endpoint="$DDP_RDZV" --rdzv_id="$dataset-$model-$feature"
+            --rdzv_backend=c10d --rdzv_endpoint="$DDP_RDZV" --rdzv_id="${dataset:-own}-$model-$feature"
             "${launcher[@]}" --backend nccl)
     elif [[ -n ${DDP_NGPUS:-} ]]; then # one process, too: what runs is then the same
         launcher=("${torchrun:-torchrun}" --standalone --nnodes=1 --nproc_per_node="$per_node"
@@ -86,22 +86,89 @@ check_gpus() {
     done
 }
 
+# Asks Python what only it can tell: whether the network can be built for the data config and has the
+# option --attention, whether the files have the branches, and the number of training jets. That takes
+# seconds, so what comes with jetzoo is not asked, and a dry run asks only what it needs.
+check_run() {
+    local words answer counts=no pattern i
+    if [[ $predict == no && -z $samples ]] &&
+        ! { given --samples-per-epoch --steps-per-epoch &&
+            given --samples-per-epoch-val --steps-per-epoch-val; }; then
+        counts=yes
+    fi
+    if [[ -z $attention && $counts == no ]] &&
+        [[ $dry_run == yes || ($hosted == no && -n $dataset) ]]; then
+        return
+    fi
+    words=("$network" "$data_config")
+    if [[ -n $attention ]]; then
+        words+=(--attention)
+    fi
+    for ((i = 0; i < ${#user_options[@]} - 2; i++)); do
+        if is_one_of "${user_options[i]}" -o --network-option; then
+            words+=(--option "${user_options[@]:i + 1:2}")
+        fi
+    done
+    if [[ -z $dataset ]]; then
+        add_words --train "${data_train[@]}"
+        if has_validation; then
+            add_words --val "${data_val[@]}"
+        else
+            words+=(--share "$training_share")
+        fi
+        add_words --test "${data_test[@]}"
+    fi
+    if answer=$(python3 "$root/scripts/check_run.py" "${words[@]}" 2>&1); then
+        [[ $counts == no ]] || check_samples "${answer##*$'\n'}"
+    else
+        problem "${answer##*$'\n'}"
+    fi
+}
+
+# Adds the files of patterns, from `$2` on, to `words` as the option `$1`.
+add_words() {
+    local pattern files
+    words+=("$1")
+    for pattern in "${@:2}"; do
+        mapfile -t files < <(compgen -G "${pattern#*:}")
+        words+=("${files[@]}")
+    done
+}
+
+# Takes the numbers of jets to train on and to validate on. weaver drops the last batch of an epoch if
+# it is not full: there must be another one.
+check_samples() {
+    local size=$batch kind number
+    read -r samples samples_val <<<"$1"
+    for kind in train validate; do
+        number=$((samples / (nodes * per_node)))
+        given --batch-size && size=${value//_/}
+        if [[ $kind == validate ]]; then
+            number=$((samples_val / per_node))
+            given --batch-size-val && size=${value//_/}
+        fi
+        ((number >= size)) ||
+            problem "A process has $number jets to $kind on, fewer than a batch of $size:" \
+                "give a smaller --batch-size."
+    done
+}
+
 # The option of the network file with which weaver predicts in int8, too. The jets to calibrate with
 # are those of validation or, where they are a part of the training files, of training.
 quantize_option() {
-    local pattern path patterns=("${data_val[@]}") literals=()
-    if given -l --data-val; then
-        patterns=("${values[@]}")
-    elif ! compgen -G "$datadir/${data_val[0]#*:}" >/dev/null; then
-        patterns=("${data_train[@]}")
+    local pattern patterns=("${data_train[@]}") literals=() name=$model
+    if has_validation; then
+        patterns=("${data_val[@]}")
+    fi
+    if [[ $hosted == yes ]]; then
+        name=$network
     fi
     for pattern in "${patterns[@]}"; do
-        path=${pattern#*:}
-        [[ $path == /* ]] || given -l --data-val || path=$datadir/$path
-        literals+=("$(literal "$path")")
+        literals+=("$(literal "${pattern#*:}")")
     done
-    printf "{'method': '%s', 'qat': %s, 'network': '%s', 'output': %s, 'calibration': [%s]}" \
-        "$quantize" "$qat" "$model" "$(literal "$output")" "$(IFS=, && echo "${literals[*]}")"
+    printf "{'method': '%s', 'qat': %s, 'network': %s, 'output': %s, 'calibration': [%s]}" \
+        "$quantize" "$qat" "$(literal "$name")" "$(literal "$output")" \
+        "$(IFS=, && echo "${literals[*]}")"
 }
 
 # A string as Python reads it.
@@ -111,11 +178,13 @@ literal() {
 }
 
 build_command() {
-    if [[ $demo == yes ]]; then
-        epochs=$demo_epochs samples=$demo_samples samples_val=$demo_samples_val batch=$demo_batch
+    command=("${launcher[@]}" "${data[@]}" "${loading[@]}" --data-config "$data_config")
+    if [[ $hosted == yes ]]; then
+        command+=(--network-config "$root/scripts/own_network.py"
+            --network-option network_file "$(literal "$network")")
+    else
+        command+=(--network-config "$network")
     fi
-    command=("${launcher[@]}" "${data[@]}" "${loading[@]}"
-        --data-config "${data_configs[$feature]}" --network-config "${networks[$model]}")
     if [[ -n $attention ]]; then
         command+=(--network-option attention "'$attention'")
     fi
@@ -152,9 +221,9 @@ add_training() {
         command+=(--lr-scheduler none)
     fi
     # weaver takes either samples or steps.
-    given --steps-per-epoch ||
+    given --steps-per-epoch || [[ -z $samples ]] ||
         command+=(--samples-per-epoch $((samples / (nodes * per_node))))
-    given --steps-per-epoch-val ||
+    given --steps-per-epoch-val || [[ -z $samples_val ]] ||
         command+=(--samples-per-epoch-val "$samples_val")
     if ((node > 0)); then
         command+=(--run-mode "train,val")
@@ -163,8 +232,8 @@ add_training() {
 
 # The command that profiles a network as it was trained, on jets of the test set.
 build_profile_command() {
-    local path first patterns=() files=() checkpoint=$output/net_best_epoch_state.pt
-    local size=$batch network=${networks[$model]} yaml=${data_configs[$feature]} device=cpu
+    local pattern first files=() checkpoint=$output/net_best_epoch_state.pt size=$batch device=cpu
+    local network=$network yaml=$data_config
     if given -m --model-prefix; then
         checkpoint=$value
         [[ $checkpoint == *.pt ]] || checkpoint+=_best_epoch_state.pt
@@ -183,16 +252,9 @@ build_profile_command() {
     if [[ -n $gpus ]]; then
         device=cuda:${gpus%%,*}
     fi
-    if given -t --data-test; then
-        patterns=("${value#*:}")
-    else
-        for path in "${data_test[@]}"; do
-            patterns+=("$datadir/${path#*:}")
-        done
-    fi
-    for path in "${patterns[@]}"; do
-        first=$(compgen -G "$path" | sort | head -n 1 || true)
-        files+=("${first:-$path}")
+    for pattern in "${data_test[@]}"; do
+        first=$(compgen -G "${pattern#*:}" | sort | head -n 1 || true)
+        files+=("${first:-${pattern#*:}}")
     done
     if [[ $profile == default ]]; then
         profile=$output/profile
@@ -209,11 +271,12 @@ build_profile_command() {
     add_network_options
 }
 
-# Hands the network options of the training on to the profile.
+# Hands the network options of the training on to the profile, without those of the scripts.
 add_network_options() {
     local i
     for ((i = 0; i < ${#command[@]} - 2; i++)); do
-        if is_one_of "${command[i]}" -o --network-option; then
+        if is_one_of "${command[i]}" -o --network-option &&
+            ! is_one_of "${command[i + 1]}" network_file seed quantize; then
             profile_command+=(--network-option "${command[@]:i + 1:2}")
         fi
     done
@@ -229,7 +292,7 @@ predicts() {
 
 evaluate_predictions() {
     local predictions=$output/predict_output/pred.root prefix=$output/net stem files
-    local yaml=${data_configs[$feature]}
+    local yaml=$data_config
     if given -m --model-prefix; then
         prefix=$value
     elif [[ $predict == yes ]]; then

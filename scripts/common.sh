@@ -1,8 +1,9 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2154  # the settings are set in the files that this one sources
 #
-# What the train_*.sh share. Each of them sets what belongs to its data set (dataset, config,
-# default_feature, data_train, epochs, ...) and calls `train "$@"`. Nothing here changes the folder,
+# What train.sh and the train_*.sh share. Each of them sets what belongs to its data set (dataset,
+# config, default_feature, data_train, epochs, ...) and calls `train "$@"`; train.sh, where the user
+# gives the data, leaves these empty. Nothing here changes the folder,
 # so that relative paths in the options mean what they mean in the user's shell.
 
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
@@ -23,12 +24,16 @@ source "$root/scripts/jobs.sh"
 
 # Checks everything, and builds the commands. Nothing is created before all of it has passed.
 prepare() {
+    script=./train${dataset:+_$dataset}.sh arguments="MODEL and FEATURES"
+    [[ -n $dataset ]] || arguments="NETWORK and CONFIG"
     find_programs
     find_folders
     find_networks
     find_features
     parse_arguments "$@"
-    read_model
+    choose_network
+    choose_data_config
+    choose_length
     check_arguments
     check_weaver_options
     check_programs
@@ -37,6 +42,7 @@ prepare() {
     choose_weights
     choose_output
     check_gpus
+    check_run
     if [[ $dry_run == no ]]; then
         make_output
     fi

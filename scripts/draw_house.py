@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "jetzoo"
 FLOORS = (
     (("cli",), "the commands"),
     (("networks", "plugin", "training"), "what weaver asks of a network file"),
-    (("interpret", "profiling", "comparison", "export"), "look at a network, or hand it on"),
+    (("interpret", "profiling", "comparison", "export", "cpp"), "look at a network, or hand it on"),
     (("tagger",), "load and predict"),
     (("acceleration",), "the conductor: fold, int8, kernels"),
     (("int8",), "from folded to int8"),

@@ -7,28 +7,50 @@
 demo_epochs=3 demo_samples=3200 demo_samples_val=768 demo_batch=64
 
 usage() {
-    local script=./train_$dataset.sh methods
+    local methods
     methods=$(jetzoo_names methods)
-    cat <<END
+    if [[ -n $dataset ]]; then
+        cat <<END
 Train a tagger on $dataset with weaver, predict the test set and evaluate the predictions.
 
   $script [MODEL] [FEATURES] [OPTIONS]
 
 MODEL      ${model_names[*]}
-           (default: ParT)
+           (default: ParT), or the path of a network file
 FEATURES   ${features[*]}
-           (default: ${features[0]})
+           (default: $default_feature), or the path of a data config
 
 OPTIONS, after MODEL and FEATURES
+END
+    else
+        cat <<END
+Train a tagger on jets of your own with weaver, predict the test set and evaluate the predictions.
+
+  $script NETWORK CONFIG --data-train FILES --data-test FILES [OPTIONS]
+
+NETWORK    ${model_names[*]},
+           or the path of a network file
+CONFIG     the path of a data config, or a name that 'jetzoo list data' shows
+
+OPTIONS, after NETWORK and CONFIG
+  --data-train FILES, --data-val FILES, --data-test FILES
+                     .root, .parquet or .h5 files; patterns in quotes, each [GROUP:]PATTERN
+                     (default of --data-val: a fifth of the jets of each training file)
+  --samples-per-epoch N
+                     (default: the number of jets in the training files, before the selection)
+  --regression-mode  train on the numbers of 'labels: custom' instead of classes
+END
+    fi
+    cat <<END
   --demo             a short run: $demo_epochs epochs of $demo_samples jets, batch size $demo_batch
   --dry-run          print the exact command and stop; needs neither data nor GPU
   --gpus LIST        0, or 0,1,2,3 (DataParallel), or "" for the CPU
                      (default: the first GPU if there is one, otherwise the CPU)
   --seed N           of the initial weights, the order of the jets and everything random
-  --attention NAME   attention backend; for ParT and its variants
+  --attention NAME   attention backend; for networks with the option, as ParT and its variants
   --load FILE.pt     start the training from these weights
   --resume [DIR]     continue a stopped training after its last whole epoch; repeat its other
-                     options (DIR: its output folder; default: the newest of MODEL and FEATURES)
+                     options (DIR: its output folder; default: the newest of $arguments)
   --predict          do not train: predict the test set with the weights of --load
   --quantize METHOD  predict the test set in int8, too, and compare; the int8 network goes to
                      net_int8.pt${methods:+; METHOD is $methods}
@@ -40,7 +62,10 @@ OPTIONS, after MODEL and FEATURES
   --num-epochs 5 --start-lr 5e-4 --network-option num_layers 4; weaver --help lists them.
 
 ENVIRONMENT
-  $(printf '%-21s' "DATADIR_$dataset") folder of the data set; get_datasets.py sets it, too
+END
+    [[ -z $dataset ]] ||
+        printf '  %-21s %s\n' "DATADIR_$dataset" "folder of the data set; get_datasets.py sets it, too"
+    cat <<END
   JETZOO_PATH           folders with networks/ and data/ of your own, separated by colons
   COMMENT               ends the name of the output folder
   DDP_NGPUS=4           DistributedDataParallel: a process per GPU, which share the jets of an epoch
@@ -49,15 +74,28 @@ ENVIRONMENT
   DDP_RDZV=HOST:PORT    a node that all reach, and a free port of it
 
 OUTPUT
-  training/$dataset/MODEL/FEATURES/<time><COMMENT>/ with the weights of every epoch and of
+  training/${dataset:-own}/${arguments/ and //}/<time><COMMENT>/ with the weights of every epoch and of
   the best one (net_*.pt), train.log, and predict_output/ (scores, metrics, ROC figure)
 
 EXAMPLES
-  $script ParT ${features[0]} --demo
-  $script PN ${features[0]} --gpus 0,1 --batch-size 1024
-  DDP_NGPUS=4 COMMENT=_flat $script ParT ${features[0]} --lr-scheduler none
-  $script ParT ${features[0]} --predict --load training/.../net_best_epoch_state.pt
 END
+    if [[ -n $dataset ]]; then
+        cat <<END
+  $script ParT $default_feature --demo
+  $script PN $default_feature --gpus 0,1 --batch-size 1024
+  $script mine/MyNet.py $default_feature --attention sdpa
+  DDP_NGPUS=4 COMMENT=_flat $script ParT $default_feature --lr-scheduler none
+  $script ParT $default_feature --predict --load training/.../net_best_epoch_state.pt
+END
+    else
+        cat <<END
+  $script ParT my.yaml --data-train 'train_*.root' --data-test 'test_*.root' --demo
+  $script mine/MyNet.py my.yaml --data-train 'b:b/*.root' 'qcd:qcd/*.root' \\
+      --data-val 'val/*.root' --data-test 'test/*.root' --gpus 0
+  DDP_NGPUS=4 $script ParT my.yaml --data-train 'train_*.root' --data-test 'test_*.root'
+  $script ParT my.yaml --data-test 'test_*.root' --predict --load net_best_epoch_state.pt
+END
+    fi
 }
 
 die() {
@@ -112,7 +150,7 @@ given() {
 }
 
 parse_arguments() {
-    model=ParT feature=${features[0]} demo=no dry_run=no predict=no attention='' load='' profile=''
+    model=ParT feature=$default_feature demo=no dry_run=no predict=no attention='' load='' profile=''
     quantize='' qat=False seed='' resume=no
     user_options=()
     if (($#)) && [[ $1 != -* ]]; then
@@ -155,7 +193,7 @@ parse_arguments() {
             -*) user_options+=("$1") ;;
             *)
                 ((${#user_options[@]})) ||
-                    die "'$1' is out of place: MODEL and FEATURES come before the options."
+                    die "'$1' is out of place: $arguments come before the options."
                 user_options+=("$1")
                 ;;
         esac
@@ -169,12 +207,7 @@ parse_arguments() {
 # What the user chose, against the lists, and against each other.
 check_arguments() {
     local names
-    is_one_of "$model" "${model_names[@]}" ||
-        die "There is no model '$model' for $dataset; the models are ${model_names[*]}."
-    is_one_of "$feature" "${features[@]}" ||
-        die "There is no feature set '$feature' for $dataset; the feature sets are ${features[*]}."
     if [[ -n $attention ]]; then
-        [[ $family == ParT ]] || die "--attention is for ParT and its variants, not for $model."
         read -ra names <<<"$(jetzoo_names backends)"
         ((${#names[@]} == 0)) || is_one_of "$attention" "${names[@]}" ||
             die "There is no --attention '$attention'; the backends are ${names[*]}."

@@ -5,7 +5,7 @@
 
 # Sets `output` and, with --resume, `last_epoch`; creates nothing.
 choose_output() {
-    local LC_ALL=C parent=$root/training/$dataset/$model/$feature comment=${COMMENT:-}
+    local LC_ALL=C parent=$root/training/${dataset:-own}/$model/$feature comment=${COMMENT:-}
     if [[ $comment == *[][/:*?{}\\]* || $comment == *[[:cntrl:]]* ]]; then
         die "COMMENT ends the name of a folder; it cannot hold one of / : * ? [ ] { } \\" \
             "or a line break."

@@ -5,7 +5,8 @@
 #   sbatch --nodes 4 --gpus-per-node 8 --partition gpu scripts/slurm_train.sh JetClass ParT full
 #
 # Submit from the root of the repository, on a file system that all nodes see. The arguments are
-# those of ./train_JetClass.sh, after its name; what sbatch is given wins over the lines below.
+# those of ./train_JetClass.sh, after its name, or after `own` those of ./train.sh; what sbatch is
+# given wins over the lines below.
 #
 #SBATCH --job-name=jetzoo
 #SBATCH --nodes=2
@@ -17,12 +18,13 @@
 set -euo pipefail
 
 if (($# == 0)) || [[ -z ${SLURM_JOB_ID:-} ]]; then
-    echo "usage: sbatch $0 JetClass|QuarkGluon|TopLandscape [MODEL] [FEATURES] [OPTIONS]" >&2
+    echo "usage: sbatch $0 JetClass|QuarkGluon|TopLandscape|own [MODEL] [FEATURES] [OPTIONS]" >&2
     exit 2
 fi
 # SLURM runs a copy of this file from a folder of its own.
 cd "$SLURM_SUBMIT_DIR"
 script=./train_$1.sh
+[[ $1 != own ]] || script=./train.sh
 if [[ ! -x $script ]]; then
     echo "There is no $script: submit from the root of the repository, with a known data set." >&2
     exit 2

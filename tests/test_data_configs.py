@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from weaver.utils.dataset import DataConfig, SimpleIterDataset
 
+from jetzoo import tables
+
 DATA = Path(__file__).resolve().parent.parent / "data"
 LENGTH = 128
 # Empty, single, common, exactly full and too long jets.
@@ -145,6 +147,21 @@ def test_selections_can_be_added(config):
     )
     assert config.selection == "(jet_pt > 500)"
     assert config.test_time_selection == "(jet_pt > 600)"
+
+
+def test_the_mass_of_a_jet_is_a_target():
+    """The mass of the particles in double precision, and the inputs of `JetClass_kin`."""
+    kin, mass = (DataConfig.load(DATA / f"JetClass/JetClass_{x}.yaml") for x in ("kin", "mass"))
+    assert mass.options["inputs"] == kin.options["inputs"]
+    assert mass.preprocess_params == kin.preprocess_params
+    path = DATA / "samples/JetClass/Pythia/test_20M/TTBar_000.root"
+    names = [f"part_{name}" for name in ("px", "py", "pz", "energy")]
+    jets = tables.read(path, names)
+    px, py, pz, energy = (ak.to_numpy(ak.sum(jets[name], axis=1)) for name in names)
+    expected = np.sqrt(energy**2 - px**2 - py**2 - pz**2) / 100
+    found = [float(y["jet_mass"]) for _, y, _ in read("JetClass/JetClass_mass", path)]
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert np.median(found) == pytest.approx(1.72, abs=0.1)  # the top quark
 
 
 def test_labels_follow_the_published_order():

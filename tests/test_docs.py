@@ -29,17 +29,27 @@ def blocks(page, language):
     return re.findall(rf"^```{re.escape(language)}\n(.*?)^```$", page.read_text(), re.M | re.S)
 
 
+def lines(page):
+    """The shell lines of a page, with variables that are plain texts replaced by their values."""
+    values = {}
+    for line in "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines():
+        for name, value in values.items():
+            line = line.replace(f"${name}", value)
+        if assignment := re.fullmatch(r'(\w+)="(.*)"', line):
+            values[assignment[1]] = assignment[2]
+        yield line
+
+
 def commands(start):
     """The commands of all pages that begin with ``start``, as (page, words), each of them once."""
     found = {}
     for page in PAGES:
-        for block in blocks(page, "sh"):
-            for line in block.replace("\\\n", " ").splitlines():
-                for command in [line.strip(), *re.findall(r"\$\((.*?)\)", line)]:
-                    while ASSIGNMENT.match(command):
-                        command = ASSIGNMENT.sub("", command, count=1)
-                    if command.startswith(start):
-                        found.setdefault(tuple(shlex.split(command, comments=True)), page)
+        for line in lines(page):
+            for command in [line.strip(), *re.findall(r"\$\((.*?)\)", line)]:
+                while ASSIGNMENT.match(command):
+                    command = ASSIGNMENT.sub("", command, count=1)
+                if command.startswith(start):
+                    found.setdefault(tuple(shlex.split(command, comments=True)), page)
     return [(page.relative_to(ROOT).as_posix(), words) for words, page in found.items()]
 
 
@@ -52,13 +62,15 @@ def ids(case):
 def mine(tmp_path, monkeypatch):
     """A user's folder with the network and the data config that the guide adds."""
     (network,) = (x for x in blocks(DOCS / "guide/network.md", "python") if "def get_model" in x)
-    path = tmp_path / "networks" / "MeanNetwork.py"
-    path.parent.mkdir()
+    folder = tmp_path / "mine"
+    path = folder / "networks" / "MeanNetwork.py"
+    path.parent.mkdir(parents=True)
     path.write_text(network)
-    config = tmp_path / "data" / "QuarkGluon" / "qg_mine.yaml"
+    config = folder / "data" / "QuarkGluon" / "qg_mine.yaml"
     config.parent.mkdir(parents=True)
     config.write_text(repository.data_config("QuarkGluon/qg_kin").read_text())
-    monkeypatch.setenv("JETZOO_PATH", str(tmp_path))
+    monkeypatch.setenv("JETZOO_PATH", str(folder))
+    return folder
 
 
 def test_readme_is_one_page():
@@ -131,9 +143,15 @@ def test_training_commands(mine):
 
     def run(case):
         # A dry run prints a note where files or GPUs are absent.
-        words = [x for x in case[1] if not x.startswith("--resume") and "20260101" not in x]
+        script, *words = [
+            x for x in case[1] if not x.startswith("--resume") and "20260101" not in x
+        ]
         return subprocess.run(
-            [*words, "--dry-run"], cwd=ROOT, capture_output=True, text=True, timeout=300
+            [ROOT / script, *words, "--dry-run"],
+            cwd=mine.parent,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

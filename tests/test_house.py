@@ -18,7 +18,7 @@ FLOORS = (
     {"cli"},
     {"networks"},
     {"plugin"},
-    {"export", "interpret", "profiling"},
+    {"cpp", "export", "interpret", "profiling"},
     {"comparison", "training"},
     {"tagger"},
     {"acceleration"},
@@ -29,7 +29,11 @@ FLOORS = (
     {"native"},
 )
 # Commands that lie beside what they call.
-COMMANDS = {"jetzoo.datasets.command": "cli", "jetzoo.datasets.__main__": "__main__"}
+COMMANDS = {
+    "jetzoo.arguments": "cli",
+    "jetzoo.datasets.command": "cli",
+    "jetzoo.datasets.__main__": "__main__",
+}
 # What all floors may import; these have an order of their own, which is not written here.
 SIDE_ROOMS = {
     "__init__",
@@ -38,7 +42,9 @@ SIDE_ROOMS = {
     "data_config",
     "datasets",
     "formulas",
+    "groups",
     "jets",
+    "labels",
     "metrics",
     "models",
     "modules",

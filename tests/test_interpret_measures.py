@@ -202,6 +202,8 @@ def test_subjets_of_two_planted_clusters():
     assert found[0].tolist() == [1, 1, 1, 0, 0, 0, -1, -1]  # the harder one is the first
     assert found[1].tolist() == [-1] * 8
     assert set(found[2, :6]) == {0, 1, 2} and found[2, 3] == 0
+    large = (vectors * 2.0**121).astype(np.float32)  # up to 1.5e38: their sum is no float32
+    assert exclusive_subjets(large, mask, np.array([2, 2, 3])).tolist() == found.tolist()
 
 
 @needs_fastjet

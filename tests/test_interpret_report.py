@@ -170,7 +170,7 @@ def test_command_on_every_family(network, tmp_path, capsys):
     extra = ("--jets", "1,0", "--ablate") if ablate else ("--jets", "1,")
     assert attention(network, path, out, *extra) == 0
     written = {file.name for file in out.iterdir()}
-    tables = {"measures.csv", "measures.json", "index.html"} | (
+    tables = {"measures.csv", "measures.json", "index.html", "explore.html"} | (
         {"ablation.csv"} if ablate else set()
     )
     assert written == tables | {f"{n}.{kind}" for n in FILES[network] for kind in ("png", "pdf")}
@@ -181,7 +181,7 @@ def test_command_on_every_family(network, tmp_path, capsys):
     assert len(rows) == len(content["measures"]) > 0
     page = (out / "index.html").read_text()
     assert len(re.findall('src="data:image/png;base64,', page)) == len(FILES[network])
-    assert not re.search(r"(?:src|href)=\"(?!data:)", page)
+    assert set(re.findall(r"(?:src|href)=\"(?!data:)(.*?)\"", page)) == {"explore.html"}
     assert "index.html" in capsys.readouterr().out.replace("\n", "")
 
 

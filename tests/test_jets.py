@@ -218,7 +218,10 @@ GOOD = (repository.home() / "data" / "QuarkGluon" / "qg_kin.yaml").read_text()
         (GOOD.replace("[part_pt_log, 1.7", "[part_pt_log, .nan"), "part_pt_log is not made of"),
         (GOOD.replace("[part_pt_log, 1.7", "[part_pt_log, a"), "not a data config"),
         (GOOD.replace("method: manual", "method: auto"), "leaves the range of .* to a training"),
-        (GOOD.replace("pf_features:", "features:"), "Mean cannot be built: KeyError: 'pf_features"),
+        (
+            GOOD.replace("pf_features:", "features:"),
+            "config.yaml: Mean takes .* pf, features",
+        ),
     ],
 )
 def test_broken_data_configs(network, tmp_path, capsys, text, message):

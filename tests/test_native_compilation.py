@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from jetzoo import native
+from jetzoo import UserError, native
 from jetzoo.native import compilation
 
 pytestmark = pytest.mark.skipif(
@@ -37,6 +37,7 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setattr(compilation, "SOURCES", tmp_path)
     monkeypatch.setattr(compilation, "LIBRARIES", {"tiny": ("tiny",)})
     monkeypatch.setattr(compilation, "STRUCTURES", {"tiny": (Pair,)})
+    monkeypatch.setattr(compilation, "instruction_set", lambda: "plain")
     monkeypatch.setattr(compilation, "_state", compilation._State())
     monkeypatch.setattr(compilation.tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
@@ -105,6 +106,7 @@ from jetzoo.native import compilation
 compilation.SOURCES = pathlib.Path({str(tmp_path)!r})
 compilation.LIBRARIES = {{"tiny": ("tiny",)}}
 compilation.STRUCTURES = {{"tiny": ()}}
+compilation.instruction_set = lambda: "plain"
 print(compilation.load("tiny").answer())
 """
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
@@ -224,3 +226,42 @@ def test_structures_of_another_size(tiny, monkeypatch, caplog):
     monkeypatch.setattr(compilation, "STRUCTURES", {"tiny": (Pair,)})
     assert native.load("tiny") is None
     assert "Pair takes 16 bytes in C++ and 8 in Python" in caplog.text
+
+
+# The instruction set, chosen when a library is loaded.
+
+
+def sets_of_this_processor(monkeypatch):
+    """Names of the instruction sets that this processor has."""
+    found = []
+    for name in compilation.INSTRUCTION_SETS:
+        monkeypatch.setenv("JETZOO_ISA", name)
+        try:
+            found.append(compilation.instruction_set())
+        except UserError as error:
+            assert name in str(error)
+    return found
+
+
+def test_the_instruction_set_is_chosen_or_asked_for(monkeypatch):
+    monkeypatch.delenv("JETZOO_ISA", raising=False)
+    best = compilation.instruction_set()
+    assert best in compilation.INSTRUCTION_SETS
+    found = sets_of_this_processor(monkeypatch)
+    assert best in found and found == [x for x in compilation.INSTRUCTION_SETS if x in found]
+    monkeypatch.setenv("JETZOO_ISA", "mmx")
+    with pytest.raises(UserError, match=f"'mmx', but this processor has {', '.join(found)}"):
+        compilation.instruction_set()
+
+
+def test_libraries_for_different_processors_share_a_cache(tiny, monkeypatch):
+    assert loaded()
+    monkeypatch.setattr(compilation, "instruction_set", lambda: "neon")  # no option of the compiler
+    assert loaded()
+    assert sorted(path.name[:10] for path in tiny.glob("*.so")) == ["tiny-neon-", "tiny-plain"]
+
+
+def test_an_unknown_instruction_set_lets_pytorch_compute(tiny, monkeypatch, caplog):
+    monkeypatch.setattr(compilation, "instruction_set", lambda: None)
+    assert native.load("tiny") is None
+    assert "PyTorch's own run" in caplog.text

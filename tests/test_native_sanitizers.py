@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from jetzoo.native import compilation
+
 pytestmark = pytest.mark.slow
 
 COMPILER = shutil.which("g++")
@@ -38,6 +40,7 @@ def runtime(library):
 PRELUDE = """
 from jetzoo.native import compilation
 compilation.FLAGS[compilation.FLAGS.index("-O3")] = "-O1"
+compilation.instruction_set = lambda: {isa!r}  # the library that knows it would be instrumented
 """
 COMPILE = """
 compilation.ctypes.CDLL = str  # without the runtime, loading a library would end the process
@@ -92,10 +95,11 @@ def test_kernels_under_a_sanitizer(sanitizer, tmp_path):
         "XDG_CACHE_HOME": str(tmp_path),
         "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path]),
     }
+    prelude = PRELUDE.format(isa=compilation.instruction_set())
     # The compiler should not run under the sanitizer.
-    compile_all = [sys.executable, "-c", PRELUDE + COMPILE]
+    compile_all = [sys.executable, "-c", prelude + COMPILE]
     subprocess.run(compile_all, env=environment, timeout=900, check=True)
-    command = [sys.executable, "-c", PRELUDE + CASES]
+    command = [sys.executable, "-c", prelude + CASES]
     if sanitizer == "thread" and shutil.which("setarch"):
         command = ["setarch", "-R", *command]  # its memory layout does not bear a random one
     environment["LD_PRELOAD"] = " ".join(runtimes)

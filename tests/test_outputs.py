@@ -17,7 +17,7 @@ from zoo import build
 import jetzoo
 from jetzoo import UserError, cli, models, tables
 from jetzoo.metrics.predictions import write_predictions
-from jetzoo.metrics.roc import write_report
+from jetzoo.metrics.report import write_report
 
 KIN = "QuarkGluon/qg_kin"
 
@@ -125,7 +125,7 @@ def test_evaluate_checks_its_folder_first(tmp_path, capsys, monkeypatch):
 def test_an_evaluation_is_written_as_a_whole(tmp_path):
     (tmp_path / "roc.png").mkdir()
     with pytest.raises(UserError, match="roc.png is a folder"):
-        write_report({"auc": 1.0}, Figure(), tmp_path)
+        write_report({"auc": 1.0}, {"roc": Figure()}, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["roc.png"]
 
 

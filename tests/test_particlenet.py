@@ -18,10 +18,16 @@ SMALL = {"conv_params": ((3, (8, 8)), (3, (16,))), "fc_params": ((8, 0.1),)}
 def data_config(num_features=7, num_classes=10):
     names = ("pf_points", "pf_features", "pf_vectors", "pf_mask")
     channels = (2, num_features, 4, 1)
+    groups = {
+        name: [f"{name}_{i}" for i in range(count)]
+        for name, count in zip(names, channels, strict=True)
+    }
     return Namespace(
         input_names=names,
-        input_dicts={"pf_features": [f"feature{i}" for i in range(num_features)]},
-        input_shapes={n: (-1, c, 128) for n, c in zip(names, channels, strict=True)},
+        input_dicts=groups,
+        preprocess_params={x: {"length": 128} for group in groups.values() for x in group},
+        label_type="simple",
+        labels={},
         label_value=[f"class{i}" for i in range(num_classes)],
     )
 

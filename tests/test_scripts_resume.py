@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import handmade
@@ -73,6 +74,8 @@ def started(checkout, tmp_path):
                 env={**os.environ, **{key: str(value) for key, value in environment.items()}},
                 stdout=output,
                 stderr=errors,
+                # Tests that run in the background of a shell would hand down that it is ignored.
+                preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
             )
         processes.append(process)
         return process

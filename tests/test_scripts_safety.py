@@ -14,6 +14,7 @@ from train_scripts import (
     checkout,
     dry_run,
     files_below,
+    network_file,
     published,
     refused,
     run,
@@ -42,13 +43,13 @@ def own_folder(tmp_path):
 def test_networks_and_data_configs_of_a_user(dry_run, run, own_folder, tmp_path):
     where = {"JETZOO_PATH": f"{tmp_path / 'absent'}:{own_folder}"}
     _, args = dry_run("QuarkGluon", "Mine", "mine", **where)
-    assert args.network_config == str(own_folder / "networks" / "Mine.py")
+    assert network_file(args) == str(own_folder / "networks" / "Mine.py")
     assert args.data_config == str(own_folder / "data" / "QuarkGluon" / "qg_mine.yaml")
     assert (args.start_lr, args.batch_size) == (1e-3, 512)
     assert args.optimizer_option == [] and args.load_model_weights is None
     # What comes earlier wins; a row of the table holds for every network of its name.
     _, args = dry_run("QuarkGluon", "PFN", "kin", **where)
-    assert args.network_config == str(own_folder / "networks" / "PFN.py")
+    assert network_file(args) == str(own_folder / "networks" / "PFN.py")
     assert (args.start_lr, args.batch_size) == (2e-2, 4096)
 
     listed = run("QuarkGluon", "-h", **where).stdout

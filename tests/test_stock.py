@@ -1,16 +1,27 @@
 """weaver-core's own networks: their options in the zoo, and their fast forms."""
 
-import copy
-
 import awkward as ak
 import pytest
 import torch
 from jets import make_jets, repad
+from stock import (
+    COUNTS,
+    NATIVE,
+    SV,
+    GraphWrapper,
+    TaggerWrapper,
+    Wrapper,
+    close,
+    exact,
+    secondary,
+    stirred,
+    weaver_part,
+)
 from weaver.nn.model import ParticleTransformer as transformer_file
-from weaver.nn.model.ParticleNet import ParticleNet
+from weaver.nn.model.ParticleNet import ParticleNet, ParticleNetTagger
 from weaver.nn.model.ParticleTransformer import ParticleTransformer as WeaverParT
 from weaver.nn.model.ParticleTransformer import ParticleTransformerTagger
-from zoo import GRAPH, SMALL, UNBIASED, build, stir, without_kernels
+from zoo import GRAPH, SMALL, UNBIASED, build, without_kernels
 
 import jetzoo
 import jetzoo.nn.transformer
@@ -24,22 +35,6 @@ OPTIONS = [
     {"remove_self_pair": True},
     {"use_pre_activation_pair": True, "remove_self_pair": True},
 ]
-COUNTS = (40, 7, 61, 1, 18, 3, 64)
-
-
-def stirred(model, seed=4):
-    """A network in eval mode, none of whose weights has a special value."""
-    torch.manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.running_mean.uniform_(-0.3, 0.3)
-            module.running_var.uniform_(0.5, 2)
-    return stir(model.eval())
-
-
-def weaver_part(num_features=7, **options):
-    """weaver's own ParT, small."""
-    return stirred(WeaverParT(num_features, 2, **{**SMALL, **options}))
 
 
 def both(data_config, **options):
@@ -161,37 +156,6 @@ def test_tokens_in_place_of_features(data_config):
 # Fast forms of weaver's own networks.
 
 
-class Wrapper(torch.nn.Module):
-    """What the usual network files have."""
-
-    def __init__(self, mod):
-        super().__init__()
-        self.mod = mod
-
-    def forward(self, points, features, lorentz_vectors, mask):
-        return self.mod(features, v=lorentz_vectors, mask=mask)
-
-
-class GraphWrapper(Wrapper):
-    def forward(self, points, features, lorentz_vectors, mask):
-        return self.mod(points, features, mask)
-
-
-class TaggerWrapper(Wrapper):
-    def forward(
-        self,
-        pf_points,
-        pf_features,
-        pf_vectors,
-        pf_mask,
-        sv_points,
-        sv_features,
-        sv_vectors,
-        sv_mask,
-    ):
-        return self.mod(pf_features, pf_vectors, pf_mask, sv_features, sv_vectors, sv_mask)
-
-
 class TakesOthers(WeaverParT):
     def forward(self, x, v=None, mask=None, uu=None, uu_idx=None):
         return super().forward(1.001 * x, v, mask)
@@ -201,33 +165,11 @@ class OnlyNamed(WeaverParT):
     """A subclass that computes the same."""
 
 
-NATIVE = {"embed_dims": (32, 64, 32), "num_layers": 2, "num_heads": 4, "pair_embed_dims": (16, 16)}
-SV = {"pf_input_dim": 7, "sv_input_dim": 5, "num_classes": 3}
-
-
-def secondary():
-    jets = make_jets((2, 0, 5, 1, 1, 0, 4), seed=5)
-    jets[1] = jets[1][:, 2:]
-    return jets
-
-
-def exact(model, *inputs, **named):
-    """Output in float64: in float32, logarithms of weaver's pair features are noise."""
-    double = copy.deepcopy(model).double()
-    with torch.no_grad():
-        return double(*(x.double() for x in inputs), **{k: x.double() for k, x in named.items()})
-
-
 def runs_as_it_is(fast, model, *inputs):
     """Whether the fast form is a copy; its sums may be in another order."""
     with torch.no_grad():
         torch.testing.assert_close(fast(*inputs), model(*inputs), atol=1e-3, rtol=0)
     return type(fast.network) is type(model)
-
-
-def close(found, expected):
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +178,7 @@ def close(found, expected):
         {},
         *OPTIONS,
         {"fc_params": [(24, 0.1), (16, 0.1, "gelu")]},
+        {"fc_params": [(24, 0.1, "swiglu")]},
         {"fc_params": None},
         {"pair_embed_dims": None},
         {"block_params": {"scale_heads": False, "scale_resids": False}},
@@ -253,7 +196,7 @@ def test_transformer_alone_and_wrapped(options, kernels, monkeypatch, caplog):
     features, vectors, mask, points = (x[1:] for x in (features, vectors, mask, points))
     expected = exact(model, features, vectors, mask)
     fast = jetzoo.accelerate(model)
-    assert (fast.network.engine.kernels is not None) == kernels
+    assert (fast.kernels.core.kernels is not None) == kernels
     close(fast(features, vectors, mask), expected)
     close(fast(x=features, v=vectors, mask=mask), expected)
     fast = jetzoo.accelerate(Wrapper(model))
@@ -284,7 +227,7 @@ def test_particles_and_vertices(kernels, options, monkeypatch):
     pf, sv = make_jets(COUNTS), secondary()
     expected = exact(model, *pf[1:], *sv[1:])
     fast = jetzoo.accelerate(model)
-    assert (fast.network.engine.kernels is not None) == kernels
+    assert (fast.kernels.core.kernels is not None) == kernels
     close(fast(*pf[1:], *sv[1:]), expected)
     sv_x, sv_v, sv_mask = sv[1:]
     close(fast(*pf[1:], sv_mask=sv_mask, sv_v=sv_v, sv_x=sv_x), expected)
@@ -314,34 +257,40 @@ def test_particle_net(options, caplog):
 
 def test_what_particle_net_lacks(caplog):
     points, features, _, mask = make_jets(COUNTS)
-    for option in ("use_counts", "use_fts_bn"):
-        model = stirred(ParticleNet(7, 3, **GRAPH, **{option: False}))
+    for option in ("use_counts", "for_segmentation"):
+        model = stirred(ParticleNet(7, 3, **GRAPH, **{option: option != "use_counts"}))
         caplog.clear()
         fast = jetzoo.accelerate(model)
         assert len(caplog.records) == 1 and option in caplog.text
         assert runs_as_it_is(fast, model, points, features, mask)
 
 
+class GraphTaggerWrapper(Wrapper):
+    def forward(self, pf_points, pf_features, pf_mask, sv_points, sv_features, sv_mask):
+        return self.mod(pf_points, pf_features, pf_mask, sv_points, sv_features, sv_mask)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_fts_bn": False, "for_inference": True}], ids=str)
+def test_graphs_of_particles_and_vertices(options, caplog):
+    model = stirred(ParticleNetTagger(7, 5, 3, **GRAPH, **options))
+    pf, sv = make_jets(COUNTS), secondary()
+    jets = (*(pf[i] for i in (0, 1, 3)), *(sv[i] for i in (0, 1, 3)))
+    expected = exact(model, *jets)
+    for network in (model, GraphTaggerWrapper(model)):
+        fast = jetzoo.accelerate(network)
+        close(fast(*jets), expected)
+        close(fast(*jets[:3], *(repad((*sv[:2], sv[3]), 9, float("nan")))), expected)
+        jets[4][2, 0, 1] = float("inf")
+        logits = fast(*jets)
+        assert logits[2].isnan().all()
+        close(logits[[0, 1, 3, 4, 5, 6]], expected[[0, 1, 3, 4, 5, 6]])
+        jets[4][2, 0, 1] = secondary()[1][2, 0, 1]
+    assert caplog.text == ""
+
+
 UNKNOWN = {
-    "activation": lambda: weaver_part(activation="relu"),
-    "swiglu": lambda: weaver_part(version=2),
-    "rmsnorm": lambda: weaver_part(version=3),
-    "scale_attn_mask": lambda: weaver_part(block_params={"scale_attn_mask": True}),
-    "scale_attn=False": lambda: weaver_part(block_params={"scale_attn": False}),
-    "scale_fc=False": lambda: weaver_part(block_params={"scale_fc": False}),
-    "include_global_token": lambda: weaver_part(include_global_token=True, num_cls_layers=0),
-    "num_cls_layers=0": lambda: weaver_part(num_cls_layers=0),
-    "ffn_ratio": lambda: weaver_part(cls_block_params={"ffn_ratio": 2}),
-    "block_ids_with_attn_mask": lambda: weaver_part(block_ids_with_attn_mask=[0]),
-    "use_conv_embed": lambda: weaver_part(use_conv_embed=True),
-    "pair_input_type": lambda: weaver_part(pair_input_type="ee"),
-    "pair_input_dim": lambda: weaver_part(pair_input_dim=5),
-    "use_qk_norm": lambda: weaver_part(block_params={"use_qk_norm": True}),
-    "elementwise_attn_output_gate": lambda: weaver_part(
-        block_params={"elementwise_attn_output_gate": True}
-    ),
-    "layer_scale_init_values": lambda: weaver_part(block_params={"layer_scale_init_values": 0.1}),
     "for_segmentation": lambda: weaver_part(for_segmentation=True),
+    "fc_params": lambda: weaver_part(num_cls_layers=0, fc_params=None),
     "TakesOthers": lambda: stirred(TakesOthers(7, 2, **SMALL)),
 }
 
@@ -350,13 +299,17 @@ UNKNOWN = {
 def test_an_unknown_option_is_named_and_the_network_runs_as_it_is(option, caplog):
     model = UNKNOWN[option]()
     points, features, vectors, mask = make_jets(COUNTS)
-    fast = jetzoo.accelerate(model)
-    assert len(caplog.records) == 1 and option in caplog.text
-    assert runs_as_it_is(fast, model, features, vectors, mask)
-    caplog.clear()
-    fast = jetzoo.accelerate(Wrapper(model))
-    assert len(caplog.records) == 1 and option in caplog.text
-    assert runs_as_it_is(fast, Wrapper(model), points, features, vectors, mask)
+    for network, inputs in (
+        (model, (features, vectors, mask)),
+        (Wrapper(model), (points, features, vectors, mask)),
+    ):
+        caplog.clear()
+        fast = jetzoo.accelerate(network)
+        assert len(caplog.records) == 1 and option in caplog.text
+        assert type(fast.network) is type(network)
+        with torch.no_grad():
+            found, expected = fast(*inputs), network(*inputs)
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
     with pytest.raises(jetzoo.UserError, match=option):
         jetzoo.accelerate(model, "int8", method="dynamic")
 
@@ -365,7 +318,7 @@ def test_a_subclass_that_changes_nothing_is_rewritten():
     model = stirred(OnlyNamed(7, 2, **NATIVE))
     inputs = make_jets(COUNTS)[1:]
     fast = jetzoo.accelerate(model)
-    assert fast.network is not None and hasattr(fast.network, "engine")
+    assert fast.network is not None and hasattr(fast.network, "core")
     close(fast(*inputs), exact(model, *inputs))
 
 
@@ -424,7 +377,7 @@ def test_wrappers_that_do_more(caplog):
     jets = make_jets(COUNTS)
     model = stirred(Scales(weaver_part(**NATIVE)))
     fast = jetzoo.accelerate(model)
-    assert caplog.text == "" and hasattr(fast.network.mod, "engine")
+    assert caplog.text == "" and hasattr(fast.network.mod, "core")
     close(fast(*jets), exact(model, *jets))
     for wrapper, sign in ((Reaches, "no attribute"), (Nameless, "'a'")):
         model = stirred(wrapper(weaver_part(**NATIVE)))
@@ -455,7 +408,7 @@ def test_int8(method):
     jets = make_jets(COUNTS)
     fast = jetzoo.accelerate(model)
     int8 = jetzoo.accelerate(model, "int8", calibration=jets, method=method)
-    assert int8.is_int8 and not fast.is_int8 and int8.network.mod.engine.is_int8
+    assert int8.is_int8 and not fast.is_int8
     difference = (int8(*jets) - fast(*jets)).abs().max()
     assert 1e-5 < difference < 0.1
     bare = jetzoo.accelerate(model.mod, "int8", calibration=jets[1:], method=method)
@@ -526,7 +479,7 @@ def test_a_network_file_by_path(tmp_path, caplog):
     usual = jetzoo.load(path, checkpoint, "QuarkGluon/qg_kin", device="cpu")
     caplog.clear()
     fast = jetzoo.load(path, checkpoint, "QuarkGluon/qg_kin", device="cpu", fast=True)
-    assert caplog.text == "" and hasattr(fast.model.network.mod, "engine")
+    assert caplog.text == "" and hasattr(fast.model.network.mod, "core")
     jets = ak.from_parquet(repository.sample_jets())[:50]
     inputs = [torch.from_numpy(x) for x in fast.inputs(jets).values()]
     expected = exact(usual.model, *inputs).softmax(1)

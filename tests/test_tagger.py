@@ -5,7 +5,8 @@ import handmade
 import numpy as np
 import pytest
 import torch
-from jets import COUNTS
+import zoo
+from jets import COUNTS, make_jets
 from torch.utils.data import DataLoader
 from weaver.utils.dataset import SimpleIterDataset
 
@@ -150,3 +151,49 @@ def test_published_jets(network, real_data):
     tagger = jetzoo.load(*network, "QuarkGluon/qg_kin", device="cpu")
     for name, value in tagger.inputs(ak.from_parquet(path)).items():
         np.testing.assert_array_equal(value, expected[name].numpy())
+
+
+@pytest.mark.parametrize("name", ["ParT", "ParT-FineTune", "LinformerParT"])
+@pytest.mark.parametrize("fast", [False, True])
+def test_embedding(name, fast, tmp_path, jets_file):
+    model = zoo.build(name, **zoo.SIZES[name])
+    checkpoint = tmp_path / "net.pt"
+    torch.save(model.state_dict(), checkpoint)
+    given = (name, checkpoint, "QuarkGluon/qg_kin", "cpu")
+    tagger = jetzoo.load(*given, embedding=True, fast=fast, **zoo.SIZES[name])
+    jets = ak.from_parquet(jets_file)
+    expected = jetzoo.load(*given, **zoo.SIZES[name]).predict(jets)
+    np.testing.assert_allclose(tagger.predict(jets), expected, atol=1e-6)
+    embedding = tagger.embed(jets)
+    assert embedding.shape == (len(jets), 32)
+    # The last layer makes the scores of it.
+    layer = model.get_submodule("fc" if name == "ParT-FineTune" else "mod.fc")
+    with torch.no_grad():
+        scores = layer(torch.from_numpy(embedding)).softmax(1)
+    np.testing.assert_allclose(scores, expected, atol=2e-6)
+    for file in ("scores.parquet", "scores.root"):
+        predict_files(tagger, [jets_file], tmp_path / file)
+        table = tables.read(tmp_path / file, ["embedding"])
+        np.testing.assert_array_equal(ak.to_numpy(table["embedding"]), embedding)
+
+
+def test_no_embedding(network, jets_file):
+    tagger = jetzoo.load(*network, "QuarkGluon/qg_kin", device="cpu")
+    with pytest.raises(UserError, match="option embedding"):
+        tagger.embed(ak.from_parquet(jets_file))
+    with pytest.raises(UserError, match="has no option 'embedding'"):
+        jetzoo.load("PFN", network[1], "QuarkGluon/qg_kin", embedding=True)
+    with pytest.raises(UserError, match="one output"):
+        network_module("ParT").get_loss(None, embedding=True)
+
+
+def test_embedding_in_int8():
+    config = data_config.read("QuarkGluon/qg_kin")
+    model, _ = network_module("ParT").get_model(config, embedding=True, **zoo.SMALL)
+    inputs = make_jets((5, 30, 0, 17))
+    expected, token = model.eval()(*inputs)
+    logits, embedding = jetzoo.accelerate(model, "int8", method="dynamic")(*inputs)
+    assert embedding.shape == token.shape == (4, 32) and logits.shape == expected.shape
+    # The last layer stays in float32.
+    torch.testing.assert_close(model.mod.fc(embedding), logits)
+    assert 0 < (embedding - token).abs().max() < 0.3

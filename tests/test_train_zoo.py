@@ -20,7 +20,7 @@ from weaver.train import parser
 from jetzoo import UserError, data_config
 from jetzoo.metrics.numbers import evaluate
 from jetzoo.metrics.predictions import write_predictions
-from jetzoo.metrics.roc import write_report
+from jetzoo.metrics.report import write_report
 from jetzoo.repository import network_module
 
 STUB_WEAVER = """
@@ -188,7 +188,7 @@ def write_run(folder, model, seed, jets, labels):
     classes, scores = ["jet_isQ", "jet_isG"], np.stack((score, 1 - score), 1)
     write_predictions(folder / "pred.root", classes, scores, labels)
     metrics = evaluate(labels, scores, classes)
-    write_report(metrics, None, folder)
+    write_report(metrics, {}, folder)
     log = [f" - ('data_{s}', ['{jets}/{s}_file_*.parquet'])" for s in ("train", "val", "test")]
     for epoch in range(2):
         log.append(f"INFO: Eval AvgLoss: {0.6 - epoch / 10}, AvgAcc: 0.7")

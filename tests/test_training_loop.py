@@ -15,6 +15,7 @@ import torch
 import weaver.train
 from conftest import ROOT
 from weaver.train import parser
+from weaver.utils.nn.tools import evaluate_classification
 
 from jetzoo import UserError
 from jetzoo.training import files, loop, program
@@ -211,9 +212,9 @@ def test_a_killed_training_goes_on(arguments, run, tmp_path):
 def test_the_best_epoch_stays_the_best(run, monkeypatch):
     """weaver itself takes the first epoch of a resumed training for the best."""
     metrics = iter([0.5, 0.7, 0.6, 0.65])
-    evaluate = loop.evaluate_classification
+    evaluate = evaluate_classification
     monkeypatch.setattr(
-        loop, "evaluate_classification", lambda *a, **k: (evaluate(*a, **k), next(metrics))[1]
+        loop, "evaluation", lambda _: lambda *a, **k: (evaluate(*a, **k), next(metrics))[1]
     )
     folder = run("net", *IN_MEMORY, stop=3 * CALLS)
     best = folder / "net_best_epoch_state.pt"

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import ROOT
 from jets import make_jets
+from train_scripts import network_file
 from weaver.train import parser
 from zoo import CONFIG, SMALL
 
@@ -244,7 +245,7 @@ def test_training_script(model, backends, folder, tmp_path):
     if backends:
         assert ["attention", "'tallied'"] in args.network_option
     else:
-        assert args.network_config == str(folder / "networks" / "MeanParT.py")
+        assert network_file(args) == str(folder / "networks" / "MeanParT.py")
 
 
 def test_contracts(folder, tmp_path):

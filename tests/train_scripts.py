@@ -1,5 +1,6 @@
 """What the tests of the training scripts share: a checkout, data sets, runs with stubs on PATH."""
 
+import ast
 import os
 import shlex
 import shutil
@@ -43,7 +44,7 @@ def touch(path):
 def checkout(tmp_path_factory):
     """A checkout of its own, in a folder with a space, that no env.local.sh belongs to."""
     folder = tmp_path_factory.mktemp("check out")
-    for name in ("env.sh", *(f"train_{dataset}.sh" for dataset in FEATURES)):
+    for name in ("env.sh", "train.sh", *(f"train_{dataset}.sh" for dataset in FEATURES)):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "scripts", folder / "scripts")
     for name in ("networks", "data"):
@@ -73,7 +74,7 @@ def published(tmp_path_factory):
 
 @pytest.fixture
 def run(checkout, published, tmp_path):
-    """Run a script as a user would, in a folder that is not the checkout."""
+    """Run a script as a user would, outside of the checkout; without a data set train.sh."""
 
     def run(dataset, *arguments, **environment):
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("DDP_", "DATADIR_"))}
@@ -87,7 +88,7 @@ def run(checkout, published, tmp_path):
             **environment,
         }
         return subprocess.run(
-            [checkout / f"train_{dataset}.sh", *map(str, arguments)],
+            [checkout / f"train{dataset and '_'}{dataset}.sh", *map(str, arguments)],
             env=kept | {k: str(v) for k, v in environment.items()},
             cwd=tmp_path,
             capture_output=True,
@@ -111,6 +112,12 @@ def dry_run(run):
         return words, parser.parse_args(words[start + 1 :])
 
     return dry_run
+
+
+def network_file(args):
+    """Path of a user's network in weaver's arguments; scripts/own_network.py takes it up."""
+    assert Path(args.network_config).name == "own_network.py"
+    return ast.literal_eval(dict(args.network_option)["network_file"])
 
 
 def stub(folder, name, script):

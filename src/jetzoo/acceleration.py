@@ -3,6 +3,7 @@
 :func:`accelerate` is ``jetzoo.accelerate``.
 """
 
+import copy
 import logging
 
 import torch
@@ -12,13 +13,13 @@ from jetzoo import UserError
 
 from .engine import stock
 from .engine.folding import fold, freeze
-from .int8.calibration import first_jets
+from .engine.forms import forms_of
+from .engine.proof import prove
 from .int8.quantize import check_device, check_method, quantize
 from .int8.tuning import fine_tune as fine_tuned
 from .native import part as native_part
 from .native.calls import serial_after_fork
-from .nn.inputs import check_inputs
-from .repository import reason
+from .nn.head import split_embedding
 
 logger = logging.getLogger("jetzoo")
 
@@ -51,10 +52,9 @@ def accelerate(
     Returns
     -------
     Accelerated
-        Called as the network itself: ``(points, features, lorentz_vectors, mask) -> logits
-        (B, num_classes)``; weaver's own networks and their wrappers keep the arguments that they
-        have. Batch sizes and lengths may change from call to call. If the engine does not know the
-        network, this runs a copy of it as it is, and a warning is logged.
+        Called as the network itself, mostly ``(points, features, lorentz_vectors, mask) -> logits
+        (B, num_classes)``. Batch sizes and lengths may change from call to call. If the engine does
+        not know the network, this runs a copy of it as it is, and a warning is logged.
 
     Raises
     ------
@@ -72,67 +72,74 @@ def accelerate(
     if stock.find(frozen):
         if fine_tune:
             raise UserError("Fine-tuning for int8 takes networks of the zoo, not weaver's own.")
-        return _stock(frozen, precision, calibration, method)
-    if precision == "int8" and fine_tune:
+        network = _stock(frozen, precision)
+    elif precision == "int8" and fine_tune:
         if calibration is None:
             raise UserError("Fine-tuning for int8 needs jets: give calibration=.")
-        return lower(fine_tuned(frozen, calibration, method))
-    network = fold(frozen, PRECISIONS[precision])
-    if network is None:
-        network = frozen
-        if precision != "int8":
-            name = type(frozen).__name__
-            logger.warning("no fast form of %s: it runs as it is, in float32", name)
+        return splitting(lower(fine_tuned(frozen, calibration, method)), frozen)
+    else:
+        network = fold(frozen, PRECISIONS[precision])
+        if network is None:
+            network = frozen
+            if precision != "int8":
+                name = type(frozen).__name__
+                logger.warning("no fast form of %s: it runs as it is, in float32", name)
     if precision == "int8":
         network = quantize(network, calibration, method)
-    return lower(network)
+    return splitting(lower(network), frozen)
 
 
-def _stock(frozen, precision, calibration, method):
+def splitting(accelerated, network):
+    """An accelerated network with the second output of the network that it stands for."""
+    accelerated.appended = getattr(network, "appended", None)
+    return accelerated
+
+
+def _stock(frozen, precision):
     """A network with some of weaver's own in it, which must prove itself in float32 first."""
+    name = type(frozen).__name__
     try:
         network = stock.rewrite(frozen)
-        for form in stock.forms_of(network):
-            form.engine = lower(form.engine)
-        stock.prove(frozen, network)
+        prove(frozen, lower(network))
     except stock.Unsupported as error:
-        name = type(frozen).__name__
         if precision == "int8":
             raise UserError(f"int8 is not possible for {name}: {error}.") from error
         logger.warning("no fast form of %s: %s; it runs as it is, in float32", name, error)
-        return AcceleratedStock(frozen)
-    if precision == "fp32":
-        return AcceleratedStock(network)
-    inputs = _engine_inputs(network, calibration) if precision == "int8" else []
-    network = stock.rewrite(frozen, PRECISIONS[precision])
-    for i, form in enumerate(stock.forms_of(network)):
-        if precision == "int8":
-            form.engine = quantize(form.engine, inputs[i] if inputs else None, method)
-        form.engine = lower(form.engine)
-    return AcceleratedStock(network)
+        return frozen
+    return stock.rewrite(frozen, PRECISIONS[precision]) if precision == "bf16" else network
 
 
-def _engine_inputs(network, calibration):
-    """What each form of a rewritten network hands to its engine on calibration jets."""
-    if calibration is None:
-        return []
-    seen, handles = [], []
-    for form in stock.forms_of(network):
-        given = []
-        seen.append(given)
-        handles.append(
-            form.engine.register_forward_pre_hook(lambda _, inputs, to=given: to.append(inputs))
-        )
+def counterpart(model):
+    """A network with modules of this project in place of weaver's: to look into and to export.
+
+    They are those of the zoo, or for options that the zoo does not have those of the engine
+    (:class:`jetzoo.engine.variants.VariantTransformer`); the logits are the same.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Left as it is.
+
+    Returns
+    -------
+    nn.Module
+        ``model`` itself if there is none of weaver's in it.
+
+    Raises
+    ------
+    UserError
+        If one of them has an option that neither has.
+    """
+    if not stock.find(model):
+        return model
+    frozen = freeze(model)
     try:
-        with torch.no_grad():
-            for batch in first_jets(calibration):
-                network(*batch)
-    except (TypeError, RuntimeError, ValueError) as error:
-        raise UserError(f"The calibration jets do not fit the network: {reason(error)}.") from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
+        twin = stock.rewrite(frozen, None)
+        prove(frozen, twin)
+    except stock.Unsupported as error:
+        name = type(frozen).__name__
+        raise UserError(f"{name} cannot be looked into or exported: {error}.") from error
+    return twin
 
 
 def lower(network):
@@ -147,7 +154,12 @@ def lower(network):
     -------
     Accelerated
     """
-    core = getattr(getattr(network, "engine", network), "network", None)
+    engine = getattr(network, "engine", network)
+    if forms := forms_of(engine):
+        # In a copy, whose forms have the kernels as their core.
+        lowered = {id(form.core): lower(form.core) for form in forms}
+        return Accelerated(network, copy.deepcopy(engine, lowered))
+    core = getattr(engine, "network", None)
     if not hasattr(core, "cls_mixers") or core.cls_token.is_cuda:
         return Accelerated(network)
     reason = native_part.obstacle(core)
@@ -165,13 +177,17 @@ class Accelerated(nn.Module):
     network : nn.Module
         Folded, or in int8.
     kernels : nn.Module, optional
-        The same network in this project's own kernels, which then run in its place.
+        The same network with this project's own kernels, which then runs in its place.
 
     Attributes
     ----------
     network, kernels
     is_int8 : bool
+    appended : int or None
+        Width of the embedding, if it is a second output.
     """
+
+    appended = None
 
     def __init__(self, network, kernels=None):
         super().__init__()
@@ -197,25 +213,9 @@ class Accelerated(nn.Module):
             )
         return super()._apply(function, *arguments, **options)
 
-    def forward(self, points, features, lorentz_vectors, mask):
-        """(B, 2, N), (B, C, N), (B, 4, N) and (B, 1, N) to (B, num_classes)."""
-        if self.kernels is not None:  # which check their inputs
-            return self.kernels(points, features, lorentz_vectors, mask)
-        check_inputs(points, features, lorentz_vectors, mask)
-        with torch.no_grad(), serial_after_fork():
-            return self.network(points, features, lorentz_vectors, mask)
-
-
-class AcceleratedStock(Accelerated):
-    """A network with some of weaver's own in it, called as it was."""
-
-    def __init__(self, network):
-        super().__init__(network)
-        self.is_int8 = any(
-            getattr(form.engine, "is_int8", False) for form in stock.forms_of(network)
-        )
-
     def forward(self, *inputs, **named):
         """What the network takes, to what it gives."""
-        with torch.no_grad():
-            return self.network(*inputs, **named)
+        with torch.no_grad(), serial_after_fork():
+            out = (self.network if self.kernels is None else self.kernels)(*inputs, **named)
+            # A network that runs as it is has done so itself.
+            return split_embedding(out, self.appended) if torch.is_tensor(out) else out

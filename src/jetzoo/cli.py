@@ -1,44 +1,63 @@
 """The `jetzoo` command. Each subcommand adds its arguments and calls one module."""
 
 import argparse
-import ast
 import os
 import sys
 from importlib import import_module
 from pathlib import Path
 
 from jetzoo import UserError, __version__
+from jetzoo.arguments import (
+    add_tagger,
+    default_folder,
+    input_files,
+    jet_selection,
+    load_tagger,
+    network_options,
+    positive_integer,
+    resolve,
+)
 from jetzoo.attention.backends import BACKENDS
 from jetzoo.int8.methods import METHODS
 
 
 def add_evaluate(parser):
     parser.add_argument("files", nargs="+", metavar="PRED", help="weaver's .root or .parquet")
-    parser.add_argument("--out", metavar="DIR", help="folder for roc.pdf, roc.png, metrics.json")
+    parser.add_argument("--out", metavar="DIR", help="folder for metrics.json and figures")
     parser.add_argument(
-        "--data-config", metavar="YAML", help="names the classes of parquet files, which have none"
+        "--data-config",
+        metavar="YAML",
+        help="says what labels of type custom are, classes or targets of a regression, and names "
+        "the classes of parquet files, which have none",
     )
 
 
 def run_evaluate(args):
     from rich.console import Console
 
-    from jetzoo import tables
-    from jetzoo.metrics import numbers, predictions, roc
+    from jetzoo import labels, tables
+    from jetzoo.metrics import numbers, predictions, regression, report, roc
 
-    classes = None
+    classes, label, is_regression = None, "_label_", False
     if args.data_config:
         from jetzoo import data_config
 
-        classes = list(data_config.read(args.data_config).label_value)
+        config = data_config.read(args.data_config)
+        classes, label = labels.outputs(config), config.label_names[0]
+        is_regression = labels.is_regression(config)
     folder = Path(args.out or Path(args.files[0]).parent)
     if args.out:
         tables.check_folder(folder)
-    jets = predictions.read_predictions(args.files, classes)
+    if is_regression:
+        jets = (*predictions.read_targets(args.files, classes), classes)
+        measured, figures = regression, regression.figures
+    else:
+        jets = predictions.read_predictions(args.files, classes, label)
+        measured, figures = numbers, roc.figures
     folder = tables.writable_folder(folder)
-    metrics = numbers.evaluate(*jets)
-    written = roc.write_report(metrics, roc.roc_figure(*jets), folder)
-    Console().print(*numbers.summary(metrics))
+    metrics = measured.evaluate(*jets)
+    written = report.write_report(metrics, figures(*jets), folder)
+    Console().print(*measured.summary(metrics))
     for note in metrics["notes"]:
         print(f"note: {note}")
     for path in written:
@@ -46,11 +65,16 @@ def run_evaluate(args):
 
 
 def add_predict(parser):
-    _add_tagger(parser)
+    add_tagger(parser)
     parser.add_argument("files", nargs="+", metavar="FILE", help="jets, .root or .parquet")
     parser.add_argument("--output", required=True, metavar="FILE", help=".root or .parquet")
     parser.add_argument("--batch-size", type=positive_integer, default=512, metavar="N")
     parser.add_argument("--fast", action="store_true", help="the fast engine: the same scores")
+    parser.add_argument(
+        "--embedding",
+        action="store_true",
+        help="write the normalised class token of each jet, too; for ParT and its variants",
+    )
 
 
 def run_predict(args):
@@ -58,8 +82,9 @@ def run_predict(args):
     from jetzoo.tagger import predict_files
 
     tables.check_format(args.output)
-    tables.check_output(args.output, (*args.files, *_inputs(args)))
-    tagger = _load(args, **({"fast": True} if args.fast else {}))
+    tables.check_output(args.output, (*args.files, *input_files(args)))
+    wanted = {"fast": args.fast, "embedding": args.embedding}
+    tagger = load_tagger(args, **{name: True for name, is_wanted in wanted.items() if is_wanted})
     found = predict_files(tagger, args.files, args.output, args.batch_size)
     if not found.has_labels:
         print("note: The files have no labels; only scores were written.")
@@ -72,49 +97,88 @@ def run_predict(args):
 
 
 def add_attention(parser):
-    _add_tagger(parser)
-    parser.add_argument(
-        "--data", nargs="+", required=True, metavar="FILE", help="jets, .root or .parquet"
-    )
-    parser.add_argument(
-        "--jets",
-        type=jet_selection,
-        metavar="N|I,J,...",
-        help="the first N jets (default: all), or the jets with these indices, each of which is "
-        "drawn; '7,' is jet 7 alone",
-    )
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        help="default: the folder attention beside the checkpoint, or here for a model card",
-    )
+    _add_jets(parser, "all; those with indices are drawn", "attention", subjets=True)
     parser.add_argument(
         "--ablate", action="store_true", help="measure what is lost without some of the attention"
     )
-    parser.add_argument(
-        "--subjets", type=int, choices=(2, 3), help="default: 3 for t -> bqq', 2 for the others"
-    )
-    parser.add_argument("--batch-size", type=positive_integer, default=64, metavar="N")
 
 
 def run_attention(args):
+    from jetzoo import interpret
+
+    options = {"with_ablations": args.ablate, "num_subjets": args.subjets}
+    _write_report(args, "attention", interpret.explain, **options)
+
+
+def add_explore(parser):
+    _add_jets(parser, "50 at equal distances", subjets=True)
+    parser.add_argument("--out", required=True, metavar="FILE", help="the page, .html")
+
+
+def run_explore(args):
+    from jetzoo import interpret, tables
+    from jetzoo import page as pages
+
+    out = tables.check_output(args.out, (*args.data, *input_files(args)), ".html")
+    tagger = load_tagger(args)
+    page, notes = interpret.explore(
+        tagger, args.network, args.data, jets=args.jets, num_subjets=args.subjets
+    )
+    pages.write(out.parent, {out.name: page})
+    for note in notes:
+        print(f"note: {note}")
+    print(f"wrote {out}, {len(page) / 1e6:.1f} MB; open it in a browser")
+
+
+def add_probe(parser):
+    _add_jets(parser, "all", "probes")
+
+
+def run_probe(args):
+    from jetzoo import interpret
+
+    _write_report(args, "probes", interpret.probe)
+
+
+def add_circuit(parser):
+    _add_jets(parser, "300 at equal distances", "circuit")
+
+
+def run_circuit(args):
+    from jetzoo import interpret
+
+    _write_report(args, "circuit", interpret.circuit)
+
+
+def _add_jets(parser, default, folder=None, subjets=False):
+    """Arguments of a command that looks into a network at some jets."""
+    add_tagger(parser)
+    parser.add_argument(
+        "--data", nargs="+", required=True, metavar="FILE", help="jets, .root or .parquet"
+    )
+    text = "the first N jets, or the jets with these indices; '7,' is jet 7 alone"
+    parser.add_argument(
+        "--jets", type=jet_selection, metavar="N|I,J,...", help=f"{text} (default: {default})"
+    )
+    if subjets:
+        text = "default: 3 for t -> bqq', 2 for the others"
+        parser.add_argument("--subjets", type=int, choices=(2, 3), help=text)
+    if folder is not None:
+        text = f"default: the folder {folder} beside the checkpoint, or here for a model card"
+        parser.add_argument("--out", metavar="DIR", help=text)
+        parser.add_argument("--batch-size", type=positive_integer, default=64, metavar="N")
+
+
+def _write_report(args, name, find, **options):
+    """Find something out about a network, write it to a folder, and print it."""
     from rich.console import Console
 
-    from jetzoo import interpret, tables
+    from jetzoo import tables
 
-    folder = _default_folder(args, "attention")
+    folder = default_folder(args, name)
     tables.check_folder(folder)
-    tagger = _load(args)
-    report = interpret.explain(
-        tagger,
-        args.network,
-        args.data,
-        jets=args.jets,
-        with_ablations=args.ablate,
-        batch_size=args.batch_size,
-        num_subjets=args.subjets,
-        **_network_options(args),
-    )
+    options |= {"jets": args.jets, "batch_size": args.batch_size, **network_options(args)}
+    report = find(load_tagger(args), args.network, args.data, **options)
     report.write(folder)
     Console().print(*report.tables())
     for note in report.notes:
@@ -149,7 +213,7 @@ def run_models(args):
 
 
 def add_profile(parser):
-    _add_tagger(parser, "QuarkGluon/qg_kin")
+    add_tagger(parser, "QuarkGluon/qg_kin")
     parser.add_argument(
         "--data", nargs="+", metavar="FILE", help="jets, .root or .parquet (default: the sample)"
     )
@@ -180,7 +244,7 @@ def run_profile(args):
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if args.fast and args.compare:
         raise UserError("--compare has a configuration fast: leave out --fast.")
-    options = _network_options(args)
+    options = network_options(args)
     # What --network-option fast True does to weaver's --predict; the training is not changed by it.
     fast = options.pop("fast", False) and not args.train
     names = args.compare or ["base"]
@@ -192,7 +256,7 @@ def run_profile(args):
     from jetzoo import tables
     from jetzoo.profiling import report
 
-    folder = _default_folder(args, "profile")
+    folder = default_folder(args, "profile")
     tables.check_folder(folder)
     found = report.profile(
         args.network,
@@ -216,7 +280,7 @@ def run_profile(args):
 
 
 def add_quantize(parser):
-    _add_tagger(parser)
+    add_tagger(parser)
     parser.add_argument(
         "--calibration",
         nargs="+",
@@ -235,12 +299,12 @@ def add_quantize(parser):
 def run_quantize(args):
     from jetzoo import comparison
 
-    comparison.check_output(args.output, (*args.data, *args.calibration, *_inputs(args)))
-    options = _network_options(args)
+    comparison.check_output(args.output, (*args.data, *args.calibration, *input_files(args)))
+    options = network_options(args)
     args.device = args.device or "cpu"
     comparison.show(
         comparison.compare(
-            _load(args),
+            load_tagger(args),
             args.data,
             args.calibration,
             args.output,
@@ -253,8 +317,10 @@ def run_quantize(args):
 
 
 def add_export(parser):
-    _add_tagger(parser)
-    parser.add_argument("--onnx", required=True, metavar="FILE", help="what to write, .onnx")
+    add_tagger(parser)
+    output = parser.add_mutually_exclusive_group(required=True)
+    output.add_argument("--onnx", metavar="FILE", help="what to write, .onnx")
+    output.add_argument("--cpp", metavar="FOLDER", help="a library in C++ to write")
     parser.add_argument("--int8", action="store_true", help="matrix products in int8")
     parser.add_argument(
         "--calibration",
@@ -265,10 +331,17 @@ def add_export(parser):
 
 
 def run_export(args):
+    if args.cpp:
+        run_export_cpp(args)
+    else:
+        run_export_onnx(args)
+
+
+def run_export_onnx(args):
     from jetzoo import tables
     from jetzoo.export import export
 
-    tables.check_output(args.onnx, (*(args.calibration or ()), *_inputs(args)), ".onnx")
+    tables.check_output(args.onnx, (*(args.calibration or ()), *input_files(args)), ".onnx")
     export(
         args.network,
         args.checkpoint,
@@ -276,19 +349,24 @@ def run_export(args):
         args.onnx,
         args.int8,
         args.calibration,
-        **_network_options(args),
+        **network_options(args),
     )
     print(f"wrote {args.onnx}")
 
 
-def jet_selection(text):
-    """``1000`` to an int, ``3,17`` to a list."""
-    if "," not in text:
-        return positive_integer(text)
-    indices = [int(index) for index in text.split(",") if index.strip()]
-    if not indices:
-        raise ValueError
-    return list(dict.fromkeys(indices))
+def run_export_cpp(args):
+    from jetzoo.cpp import export
+
+    export(
+        args.network,
+        args.checkpoint,
+        args.data_config,
+        args.cpp,
+        args.int8,
+        args.calibration,
+        **network_options(args),
+    )
+    print(f"wrote {args.cpp}")
 
 
 def add_list(parser):
@@ -331,100 +409,16 @@ def run_path(args):
     print(repository.path(args.name))
 
 
-def _add_tagger(parser, data_config=None):
-    """Arguments of :func:`_load`; with a default data config, the weights are optional, too."""
-    parser.add_argument(
-        "network",
-        help="a model card such as ParT_QuarkGluon_kin, which knows its checkpoint and data "
-        "config; or the name of a network such as ParT, or the path of its file",
-    )
-    default = "" if data_config is None else " (default: random weights)"
-    parser.add_argument("--checkpoint", metavar="FILE", help=f"weaver's state dict{default}")
-    default = "" if data_config is None else f" (default: {data_config})"
-    parser.add_argument(
-        "--data-config", metavar="YAML", help=f"path, or e.g. QuarkGluon/qg_kin{default}"
-    )
-    parser.set_defaults(default_data_config=data_config)
-    parser.add_argument("--device", help="default: the GPU if there is one")
-    parser.add_argument(
-        "--network-option",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("KEY", "VALUE"),
-        help="as in the training; repeat for several",
-    )
-
-
-def _resolve(args):
-    """Take a model card, or an int8 file, in place of a network, checkpoint and data config."""
-    from jetzoo import models
-    from jetzoo.tagger import resolve
-
-    known = models.is_card(args.network) or Path(args.network).suffix == ".pt"
-    args.is_card = args.checkpoint is None and (known or args.default_data_config is None)
-    if args.is_card:
-        given = args.network, None, args.data_config
-        args.network, args.checkpoint, args.data_config = resolve(*given)
-    args.data_config = args.data_config or args.default_data_config
-
-
-def _default_folder(args, name):
-    """Folder of a report: beside the checkpoint of a user, else in the present folder."""
-    beside = args.checkpoint is not None and not args.is_card
-    parent = Path(args.checkpoint).parent if beside else Path()
-    return Path(args.out or parent / name).absolute()
-
-
-def _inputs(args):
-    """The files that a network is made from, which no output may replace."""
-    return args.network, args.checkpoint, args.data_config
-
-
-def _load(args, **options):
-    from jetzoo import load
-
-    options = _network_options(args) | options
-    return load(args.network, args.checkpoint, args.data_config, args.device, **options)
-
-
-def _network_options(args):
-    for key, value in args.network_option:
-        if key in ("network", "checkpoint", "data_config", "device"):
-            raise UserError(f"{key} is no option of a network: --network-option {key} {value}.")
-    return {key: _literal(key, value) for key, value in args.network_option}
-
-
-def positive_integer(text):
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
-
-
-def _literal(key, text):
-    """A Python literal, as weaver reads its --network-option."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
-        raise UserError(
-            f"--network-option {key} {text}: the value must be a Python literal; "
-            "text needs its own quotes, as in \"'text'\"."
-        ) from error
-
-
 COMMANDS = (
-    ("evaluate", "accuracy, AUC, rejections and ROC of predictions", add_evaluate, run_evaluate),
+    ("evaluate", "what predictions are worth, with figures", add_evaluate, run_evaluate),
     ("predict", "scores of a trained network on files of jets", add_predict, run_predict),
     ("attention", "what a trained network looks at", add_attention, run_attention),
+    ("explore", "a page to explore the attention in single jets", add_explore, run_explore),
+    ("probe", "what a trained network knows, layer by layer", add_probe, run_probe),
+    ("circuit", "which parts of a network carry its decision", add_circuit, run_circuit),
     ("profile", "where the time of a network goes", add_profile, run_profile),
-    (
-        "quantize",
-        "an int8 form of a trained network, and what it costs",
-        add_quantize,
-        run_quantize,
-    ),
-    ("export", "an ONNX file of a trained network", add_export, run_export),
+    ("quantize", "an int8 form of a network, and what it costs", add_quantize, run_quantize),
+    ("export", "a trained network as an ONNX file or a library in C++", add_export, run_export),
     ("models", "list, check and fetch trained weights", add_models, run_models),
     ("list", "names of networks, data configs, models, backends, methods", add_list, run_list),
     ("path", "where a network, data config or model lies", add_path, run_path),
@@ -443,7 +437,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         if hasattr(args, "network"):
-            _resolve(args)
+            resolve(args)
         args.run(args)
     except UserError as error:
         print(f"jetzoo: {error}", file=sys.stderr)

@@ -19,6 +19,7 @@ from .int8 import file as int8_file
 from .int8.calibration import CALIBRATION_JETS
 from .int8.tuning import TUNING_JETS
 from .jets import label_branches, true_labels
+from .labels import is_regression, outputs
 from .metrics.numbers import evaluate
 
 # What int8 may cost: the AUC may fall by this, the rejection at 50% by this part.
@@ -62,7 +63,7 @@ class SideBySide(nn.Module):
         self.logits, self.seconds, self.num_jets = [], [0.0, 0.0], 0
 
     def forward(self, *inputs):
-        """The four inputs to (B, num_classes)."""
+        """What the network takes, to (B, num_classes)."""
         logits = []
         for i, network in enumerate(self.networks):
             start = time.perf_counter()
@@ -163,6 +164,14 @@ def notes(found):
         )
 
 
+def check_can_compare(data_config):
+    """Raise a :class:`jetzoo.UserError` for a regression: what is compared are classes."""
+    if is_regression(data_config):
+        raise UserError(
+            "Float32 and int8 are compared on classes of jets; the data config is of a regression."
+        )
+
+
 def calibration_jets(tagger, files, many=False):
     """The inputs of some jets of files, in equal shares.
 
@@ -176,7 +185,7 @@ def calibration_jets(tagger, files, many=False):
     Returns
     -------
     tuple of Tensor
-        The four inputs of the network.
+        The inputs of the network.
 
     Raises
     ------
@@ -334,7 +343,8 @@ class Comparison:
     ):
         check_output(output)
         check_numbers(model, network)
-        self.classes = list(data_config.label_value)
+        check_can_compare(data_config)
+        self.classes = outputs(data_config)
         quantized = accelerate(model, "int8", "cpu", jets, method, fine_tune=qat)
         self.both = SideBySide(model, quantized, tuple(x[:64] for x in jets))
         self.labels, self.scores = [], ([], [])
@@ -393,6 +403,7 @@ def compare(tagger, files, calibration, output, network, options=None, method="s
     """
     if getattr(tagger.model, "is_int8", False):
         raise UserError("The network is in int8 already: quantize the weights it was made from.")
+    check_can_compare(tagger.data_config)
     check_output(output, (*files, *calibration))
     total = check_labels(tagger, files)
     comparison = Comparison(

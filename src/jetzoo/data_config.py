@@ -13,8 +13,9 @@ from weaver.utils.data.eval_utils import _get_data_var_names
 from weaver.utils.data.preprocess import _build_new_variables
 from weaver.utils.dataset import SimpleIterDataset, _finalize_inputs
 
-from jetzoo import UserError, repository
+from jetzoo import UserError, labels, repository
 from jetzoo.formulas import check_formula, check_name
+from jetzoo.groups import kind
 from jetzoo.repository import reason
 
 # Types of columns: one number for each jet, or one for each of its particles.
@@ -39,11 +40,12 @@ def read(name_or_path):
     Returns
     -------
     weaver.utils.data.config.DataConfig
+        Its attribute ``source`` is the path, for messages.
 
     Raises
     ------
     UserError
-        If there is no such file, or it is not the data config of a classification.
+        If there is no such file, or it is not the data config of a classification or regression.
     """
     path = repository.data_config(name_or_path)
     try:
@@ -53,6 +55,7 @@ def read(name_or_path):
         _check_circles(content.get("new_variables"))
         config = SimpleIterDataset({}, str(path), for_training=False).config
         _check_structure(config)
+        config.source = path
     except UserError as error:
         raise UserError(f"{path} is not a data config that can be used: {error}") from error
     except Exception as error:  # weaver looks things up without checking that they are there
@@ -74,11 +77,12 @@ def from_options(options):
     Raises
     ------
     UserError
-        If it is not the data config of a classification, or one of its formulas does anything but
-        compute, see :func:`jetzoo.formulas.check_formula`.
+        If it is not the data config of a classification or regression, or one of its formulas does
+        anything but compute, see :func:`jetzoo.formulas.check_formula`.
     """
     try:
-        for value in options["labels"]["value"]:
+        found = options["labels"]["value"]
+        for value in found.values() if isinstance(found, dict) else found:
             check_formula(value)  # weaver pastes it into a formula of its own
         _check_circles(options.get("new_variables"))
         config = DataConfig(print_info=False, **options)
@@ -107,11 +111,8 @@ def _check_circles(formulas):
 
 
 def _check_structure(config):
-    """Raise a :class:`jetzoo.UserError` unless a data config describes a classification."""
-    if config.label_type != "simple":
-        raise UserError(f"It has labels of type {config.label_type!r} instead of 'simple'.")
-    if len(config.label_value) < 1 or not all(isinstance(x, str) for x in config.label_value):
-        raise UserError("The labels of a classification are a list of names.")
+    """Raise a :class:`jetzoo.UserError` unless a data config has labels and inputs."""
+    labels.check(config)
     if not config.input_dicts or not all(config.input_dicts.values()):
         raise UserError("It has no inputs, or an input without variables.")
     lengths = [params["length"] for params in config.preprocess_params.values()]
@@ -194,6 +195,8 @@ class Inputs:
     ----------
     branches : set of str
         What jets must have.
+    kinds : dict of str to tuple
+        Of each branch; those of one kind have as many numbers in each jet, if they are lists.
 
     Raises
     ------
@@ -205,6 +208,7 @@ class Inputs:
         self._groups = config.input_dicts
         names = [name for group in self._groups.values() for name in group]
         self.branches, self._new_variables = dependencies(config, names)
+        self.kinds = _kinds(config)
         self._names = config.input_names
         automatic = [k for k, x in config.preprocess_params.items() if x["center"] == "auto"]
         if automatic:
@@ -267,7 +271,7 @@ class Inputs:
         if missing:
             raise UserError(f"The jets have no branch {', '.join(missing)}.")
         columns = {name: numbers(jets[name], name) for name in sorted(self.branches)}
-        _check_lengths(columns, {name: name.split("_")[0] for name in columns})
+        check_lengths(columns, self.kinds)
         kinds = {name.split("_")[0] for name in columns}
         for name, column in columns.items():
             # Formulas would take the numbers of a list for those of particles.
@@ -284,7 +288,7 @@ class Inputs:
                 if table[name].ndim == 2:
                     lists[name] = table[name]
                     # Groups pf_points and pf_mask speak of the same particles, sv_points of others.
-                    particles[name] = group.split("_")[0]
+                    particles[name] = kind(group)[0]
                 elif length not in (None, 1):
                     raise UserError(
                         f"Branch {name} has no list of particles for each jet."
@@ -292,10 +296,19 @@ class Inputs:
                         else f"The variable {name} = {self._new_variables.get(name)} has no number "
                         "for each particle: a branch of it holds one number for each jet."
                     )
-        _check_lengths(lists, particles)
+        check_lengths(lists, particles)
 
 
-def _check_lengths(columns, kinds):
+def _kinds(config):
+    """Kinds of the branches: beginning of the name, and the collections they are used for."""
+    used = {}
+    for group, names in config.input_dicts.items():
+        for branch in dependencies(config, names)[0]:
+            used.setdefault(branch, set()).add(kind(group)[0])
+    return {name: (name.split("_")[0], frozenset(found)) for name, found in used.items()}
+
+
+def check_lengths(columns, kinds):
     """Let those columns that are lists, of one kind each, be of the same length in each jet."""
     first = {}
     for name, column in columns.items():

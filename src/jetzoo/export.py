@@ -10,6 +10,7 @@ import torch
 from jetzoo import UserError, repository, tables
 
 from . import data_config as data_configs
+from .acceleration import counterpart
 from .attention.backends import check_backend
 from .comparison import calibration_jets
 from .tagger import load
@@ -66,6 +67,8 @@ def export(network, checkpoint, data_config, path, int8=False, calibration=None,
     if getattr(tagger.model, "is_int8", False):
         raise UserError(f"{checkpoint} is in int8 already: export the weights it was made from.")
     jets = calibration_jets(tagger, calibration) if calibration else None
+    weights = tagger.model.state_dict()
+    tagger.model = counterpart(tagger.model)
     tables.writable_folder(path.parent)
     with (
         tables.atomic(path) as partial,
@@ -74,7 +77,7 @@ def export(network, checkpoint, data_config, path, int8=False, calibration=None,
     ):
         warnings.simplefilter("ignore")  # tracing warns of what is compared below
         source = written = Path(folder) / "float32.onnx"
-        _export(tagger, network, source, options)
+        _export(tagger, weights, network, source, options)
         _compare(tagger, source, path)
         if int8:
             written = Path(folder) / "int8.onnx"
@@ -100,11 +103,12 @@ def _in_plain_pytorch(options):
     return {**options, "attention": "reference"}
 
 
-def _export(tagger, network, path, options):
+def _export(tagger, weights, network, path, options):
     model, info = repository.build_network(
         network, tagger.data_config, **{**options, "for_inference": True}
     )
-    model.load_state_dict(tagger.model.state_dict())
+    model.load_state_dict(weights)
+    model = counterpart(model)
     # Two jets of more than one particle: sizes of 1 would become constants.
     ones = tuple(torch.ones(2, *info["input_shapes"][name][1:]) for name in info["input_names"])
     torch.onnx.export(

@@ -7,7 +7,8 @@ import numpy as np
 
 from jetzoo import UserError, tables
 
-from .data_config import add_variables, dependencies
+from .data_config import add_variables, check_lengths, dependencies
+from .labels import formulas, is_regression, outputs
 
 # Types of columns: one number for each jet, or one for each of its particles.
 NUMBERS = re.compile(r"(\?|option\[)?((var|\d+) \* )?\??(bool|u?int\d+|float\d+|unknown)\]?")
@@ -80,7 +81,7 @@ def check_columns(tagger, jets, path, extra=()):
         column, kind = jets[name], str(jets[name].type.content)
         if not NUMBERS.fullmatch(kind):
             raise UserError(f"{path}: branch {name} holds {kind}, not numbers.")
-        if name in labels and column.ndim != 1:
+        if name in labels - set(tagger.branches) and column.ndim != 1 and not tagger.is_regression:
             raise UserError(f"{path}: branch {name} is a label, which is one number for each jet.")
         if name in lists and column.ndim != 2:
             raise UserError(f"{path}: branch {name} has no list of particles for each jet.")
@@ -88,11 +89,15 @@ def check_columns(tagger, jets, path, extra=()):
             raise UserError(
                 f"{path}: branch {name} lacks values in {missing:,} of {len(jets):,} jets."
             )
-    counts = {name: ak.num(jets[name]) for name in jets.fields if jets[name].ndim == 2}
-    for name, count in list(counts.items())[1:]:
-        first = next(iter(counts))
-        if ak.any(count != counts[first]):
-            raise UserError(f"{path}: branches {first} and {name} have jets of different lengths.")
+    columns = {name: jets[name] for name in sorted(tagger.branches)}
+    kinds = dict(tagger.kinds)
+    beginnings = {first: (first, used) for first, used in kinds.values()}
+    for name in extra:
+        if name in jets.fields and name not in columns:
+            columns[name] = jets[name]
+            kinds[name] = beginnings.get(name.split("_")[0], name)
+    with tables.about(path):
+        check_lengths(columns, kinds)
     try:
         tagger.inputs(jets[:1])
     except MISFITS as error:
@@ -115,12 +120,12 @@ def _num_missing(column):
 
 
 def label_branches(tagger):
-    """Return the branches that the true class is made of."""
+    """Return the branches that the true class, or the targets, are made of."""
     return dependencies(tagger.data_config, tagger.data_config.label_names)[0]
 
 
 def true_labels(tagger, jets):
-    """Index of the true class of jets.
+    """Index of the true class of jets, or the targets of a regression.
 
     Parameters
     ----------
@@ -129,14 +134,14 @@ def true_labels(tagger, jets):
 
     Returns
     -------
-    ndarray of int, (num_jets,), or None
+    ndarray of int, (num_jets,); or of float32, (num_jets, num_targets); or None
         None if the jets have no labels.
 
     Raises
     ------
     UserError
         If some jets belong to no class, or to several: labels that are NaN, missing, text or out
-        of range.
+        of range. Or if targets are not finite.
     """
     config = tagger.data_config
     branches, variables = dependencies(config, config.label_names)
@@ -144,7 +149,7 @@ def true_labels(tagger, jets):
         return None
     # weaver takes the argmax over the classes, which hides labels that are no class.
     variables = {name: x for name, x in variables.items() if name not in config.label_names}
-    classes = {f"_class{i}_": formula for i, formula in enumerate(config.label_value)}
+    classes = {f"_class{i}_": formula for i, formula in enumerate(formulas(config))}
     names = ", ".join(sorted(branches))
     table = jets[sorted(branches)]
     try:
@@ -158,13 +163,28 @@ def true_labels(tagger, jets):
             raise ValueError("a label is a list")
     except MISFITS as error:
         raise UserError(f"The label is one number for each jet: {names} holds others.") from error
-    bad = ~np.isin(flags, (0, 1)).all(1) | ((flags == 1).sum(1) != 1)
+    if is_regression(config):
+        bad = ~np.isfinite(flags).all(1)
+        what = "targets of a regression"
+    elif config.label_type == "custom":
+        bad = ~np.isin(flags[:, 0], np.arange(len(outputs(config))))
+        what = f"one of the indices 0 ... {len(outputs(config)) - 1} of the classes"
+    else:
+        bad = ~np.isin(flags, (0, 1)).all(1) | ((flags == 1).sum(1) != 1)
+        what = f"one of the classes {', '.join(outputs(config))}"
     if bad.any():
         raise UserError(
-            f"{bad.sum():,} of {len(bad):,} jets have labels ({names}) that are not one of the "
-            f"classes {', '.join(config.label_value)}; the first is jet {bad.argmax()}."
+            f"{bad.sum():,} of {len(bad):,} jets have labels ({names}) that are not {what}; the "
+            f"first is jet {bad.argmax()}."
         )
-    return flags.argmax(1)
+    if is_regression(config):
+        return flags.astype(np.float32)
+    return flags[:, 0].astype(int) if config.label_type == "custom" else flags.argmax(1)
+
+
+def true_classes(tagger, jets):
+    """As :func:`true_labels`, but None in a regression, which has no classes."""
+    return None if tagger.is_regression else true_labels(tagger, jets)
 
 
 def num_particles(tagger, jets):

@@ -6,6 +6,7 @@ import functools
 import html
 import io
 from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -17,15 +18,8 @@ DPI = 130
 # Figures of a page are small: their letters are, too.
 PAGE_STYLE = STYLE | {"font.size": 10, "axes.labelsize": 11, "legend.fontsize": 9}
 
-STYLE_SHEET = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; font-size: 0.85rem; }
-th, td { text-align: left; padding: 0.2rem 0.7rem 0.2rem 0; border-bottom: 1px solid #ddd; }
-td { white-space: nowrap; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-img { max-width: 100%; height: auto; }
-h2 { margin-top: 2.5rem; }
-"""
+# Of reports and of the page of `jetzoo explore`.
+STYLE_SHEET = Path(__file__).with_suffix(".css")
 
 
 @dataclass
@@ -162,7 +156,9 @@ def page(title, body):
     """
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(title)}</title><style>{STYLE_SHEET}</style></head>\n<body>\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{STYLE_SHEET.read_text()}</style></head>\n"
+        '<body class="report">\n'
         f"<h1>{html.escape(title)}</h1>\n" + "\n".join(body) + "\n</body></html>\n"
     )
 

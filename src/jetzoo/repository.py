@@ -193,6 +193,19 @@ def network_module(name_or_path):
     return module
 
 
+def has_own_loops(name_or_path):
+    """Whether a network file has loops that train and evaluate, and they are not those of jetzoo.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        See :func:`network_module`.
+    """
+    module = network_module(name_or_path)
+    loops = (getattr(module, name, None) for name in ("get_train_fn", "get_evaluate_fn"))
+    return all(loop is not None and loop.__module__ != "jetzoo.plugin" for loop in loops)
+
+
 def build_network(name_or_path, config, **options):
     """Construct a network, with weights as they are before a training.
 
@@ -213,9 +226,26 @@ def build_network(name_or_path, config, **options):
     Raises
     ------
     UserError
-        As :func:`network_module`, or if the network cannot be built with these options.
+        As :func:`network_module` and :func:`build`.
     """
-    module = network_module(name_or_path)
+    return build(network_module(name_or_path), config, **options)
+
+
+def build(module, config, **options):
+    """Construct the network of a network file, see :func:`build_network`.
+
+    Parameters
+    ----------
+    module : module
+        See :func:`network_module`.
+    config, **options
+        As of :func:`build_network`.
+
+    Raises
+    ------
+    UserError
+        If the network cannot be built with these options.
+    """
     try:
         model, info = module.get_model(config, **options)
         model.state_dict()
@@ -226,7 +256,7 @@ def build_network(name_or_path, config, **options):
             raise UserError(reason(error, named=False) + ".") from error
         given = ", ".join(f"{key} {value!r}" for key, value in options.items())
         raise UserError(
-            f"{Path(name_or_path).stem} cannot be built"
+            f"{Path(module.__file__).stem} cannot be built"
             f"{f' with the option {given}' if given else ''}: {reason(error)}."
         ) from error
     return model, info

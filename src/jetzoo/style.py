@@ -1,6 +1,7 @@
 """How figures look: colours, fonts and the names of classes."""
 
 import logging
+import re
 
 NAMES = {
     "label_QCD": r"$q/g$",
@@ -13,6 +14,7 @@ NAMES = {
     "label_Wqq": r"$W\to qq'$",
     "label_Tbqq": r"$t\to bqq'$",
     "label_Tbl": r"$t\to b\ell\nu$",
+    "jet_mass": "jet mass [100 GeV]",
     "jet_isQ": "quark",
     "jet_isG": "gluon",
     "jet_isTop": "top",
@@ -57,6 +59,25 @@ def save(figure, target, **options):
         figure.savefig(target, **options)
     finally:
         logger.setLevel(level)
+
+
+# What the mathematics of `NAMES` is in plain text; a bar is a character that follows the letter.
+PLAIN = (
+    (r"\\bar\{(.)\}", "\\1\u0304"),
+    (r"\\to *", "→"),
+    (r"\\ell", "ℓ"),
+    (r"\\nu", "ν"),
+    (r"[$ ]", ""),
+)
+
+
+def plain_class_name(label):
+    """Name of a class where there is no mathematics, such as ``H→gg`` for ``label_Hgg``."""
+    name = class_name(label)
+    if "$" in name:
+        for mathematics, text in PLAIN:
+            name = re.sub(mathematics, text, name)
+    return name
 
 
 def class_name(label):

@@ -9,6 +9,8 @@ import torch
 from tqdm import tqdm
 
 from jetzoo import UserError, models, tables
+from jetzoo.groups import shapes
+from jetzoo.labels import is_regression, outputs
 
 from .acceleration import accelerate, lower
 from .checkpoint import load_weights
@@ -18,7 +20,7 @@ from .data_config import read as read_data_config
 from .int8 import file as int8_file
 from .int8.quantize import check_device
 from .jets import true_labels
-from .metrics.predictions import write_predictions
+from .metrics.predictions import write_predictions, write_targets
 from .repository import build_network, reason
 
 
@@ -116,8 +118,7 @@ def untrained(network, data_config, device=None, **options):
     device = usable_device(device)
     model, _ = build_network(network, config, **options)
     tagger = Tagger(model, config, device)
-    if options:
-        _try(tagger, network, options)
+    _try(tagger, network, options)
     return tagger
 
 
@@ -141,19 +142,23 @@ def usable_device(device):
 
 @torch.inference_mode()
 def _try(tagger, network, options):
-    """Run a network on one jet, because some options fail only then, such as a backend for GPUs."""
-    shapes = tagger.data_config.input_shapes.values()
-    inputs = [torch.ones(1, *(x or 2 for x in shape[1:-1]), 2) for shape in shapes]
+    """Run a network on two jets, whose inputs it may not take, or not with its options."""
+    groups = shapes(tagger.data_config)
+    inputs = [torch.ones(2, *shape[1:]) for shape in groups.values()]
     try:
         out = tagger.model(*(x.to(tagger.device) for x in inputs))
-    except Exception as error:
+    except Exception as error:  # whatever the code of a user raises
         given = ", ".join(f"{key} {value!r}" for key, value in options.items())
+        given = f"the option {given}" if given else f"the inputs {', '.join(groups)}"
         raise UserError(
-            f"{Path(network).stem} cannot run on {tagger.device} with the option {given}: "
-            f"{reason(error)}."
+            f"{Path(network).stem} cannot run on {tagger.device} with {given}: {reason(error)}."
         ) from error
-    if tuple(out.shape) != (1, len(tagger.classes)):
-        raise UserError(f"{Path(network).stem} gives no score for each class.")
+    scores = out if tagger.appended is None else out[0]
+    if tuple(scores.shape) != (2, len(tagger.classes)):
+        raise UserError(
+            f"{Path(network).stem} gives {tuple(scores.shape)} for two jets, "
+            f"not the {len(tagger.classes)} outputs per jet that the data config asks for."
+        )
 
 
 class Tagger:
@@ -162,7 +167,7 @@ class Tagger:
     Parameters
     ----------
     model : torch.nn.Module
-        Called as weaver calls it, returns logits. Put in eval mode.
+        Called as weaver calls it, returns logits, or targets. Put in eval mode.
     data_config : weaver.utils.data.config.DataConfig
     device : str or torch.device
 
@@ -170,18 +175,26 @@ class Tagger:
     ----------
     model, data_config, device
     classes : list of str
-        Names of the columns of the scores.
+        Names of the columns of the scores: the classes, or the targets of a regression.
     branches : set of str
         What jets must have.
+    kinds : dict of str to tuple
+        See :class:`jetzoo.data_config.Inputs`.
+    is_regression : bool
+        Whether the scores are targets of a regression instead of probabilities.
+    appended : int or None
+        Width of the embedding, if the network gives one.
     """
 
     def __init__(self, model, data_config, device="cpu"):
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
         self.data_config = data_config
-        self.classes = list(data_config.label_value)
+        self.classes = outputs(data_config)
+        self.is_regression = is_regression(data_config)
+        self.appended = getattr(model, "appended", None)
         self._inputs = Inputs(data_config)
-        self.branches = self._inputs.branches
+        self.branches, self.kinds = self._inputs.branches, self._inputs.kinds
 
     def inputs(self, jets):
         """Build the inputs of the network with weaver's own preprocessing.
@@ -214,7 +227,6 @@ class Tagger:
         """
         return self._inputs.columns(jets)
 
-    @torch.inference_mode()
     def predict(self, jets, batch_size=512, progress=None):
         """Tag jets.
 
@@ -229,29 +241,62 @@ class Tagger:
         Returns
         -------
         ndarray, float32, (num_jets, num_classes)
-            Probabilities, in the order of ``classes``. NaN for jets with a value that is NaN or
-            infinite.
+            Probabilities, or predicted targets, in the order of ``classes``. NaN for jets with a
+            value that is NaN or infinite.
 
         Raises
         ------
         UserError
             As :meth:`inputs`.
         """
+        return self.outputs(jets, batch_size, progress)[:, : len(self.classes)]
+
+    __call__ = predict
+
+    def embed(self, jets, batch_size=512, progress=None):
+        """Embed jets: the normalised class token, from which the last layer makes the scores.
+
+        Arguments and errors are those of :meth:`predict`. The network must have been built with the
+        option ``embedding``, as in ``jetzoo.load("ParT_full", embedding=True)``.
+
+        Returns
+        -------
+        ndarray, float32, (num_jets, embed_dim)
+        """
+        if self.appended is None:
+            raise UserError("The network gives no embedding: load it with the option embedding.")
+        return self.outputs(jets, batch_size, progress)[:, len(self.classes) :]
+
+    @torch.inference_mode()
+    def outputs(self, jets, batch_size=512, progress=None):
+        """All that the network gives: what :meth:`predict` gives, followed by any embedding.
+
+        Arguments and errors are those of :meth:`predict`.
+
+        Returns
+        -------
+        ndarray, float32, (num_jets, num_classes + embed_dim)
+        """
         columns = self.columns(jets)
         good = finite(columns)
-        scores = np.full((len(columns), len(self.classes)), np.nan, np.float32)
+        width = len(self.classes) + (self.appended or 0)
+        found = np.full((len(columns), width), np.nan, np.float32)
         for start in range(0, len(columns), batch_size):
             # weaver would warn of each branch with a NaN, and make a number of it.
             rows = start + np.flatnonzero(good[start : start + batch_size])
             if len(rows):
                 inputs = self.inputs(columns[rows]).values()
-                logits = self.model(*(torch.from_numpy(x).to(self.device) for x in inputs))
-                scores[rows] = logits.float().softmax(dim=1).numpy(force=True)
+                out = self.model(*(torch.from_numpy(x).to(self.device) for x in inputs))
+                logits, *embedding = [out] if self.appended is None else out
+                parts = [self.scores(logits), *embedding]
+                found[rows] = np.hstack([x.float().numpy(force=True) for x in parts])
             if progress is not None:
                 progress.update(len(columns[start : start + batch_size]))
-        return scores
+        return found
 
-    __call__ = predict
+    def scores(self, logits):
+        """What the network gives, (B, num_classes), to probabilities, or to targets as they are."""
+        return logits.float() if self.is_regression else logits.float().softmax(1)
 
 
 class Predicted(NamedTuple):
@@ -274,7 +319,8 @@ class Predicted(NamedTuple):
 def predict_files(tagger, files, output, batch_size=512):
     """Tag the jets of files and write the scores as weaver does.
 
-    Truth labels, and those observers of the data config that all files have, are written too.
+    Truth labels, and those observers of the data config that all files have, are written too; so is
+    the ``embedding`` of a network that gives one.
 
     Parameters
     ----------
@@ -315,20 +361,22 @@ def predict_files(tagger, files, output, batch_size=512):
     extra = [x for x in config.observer_names if dependencies(config, [x])[0] <= common]
     branches, new_variables = dependencies(config, extra)
     wanted = tagger.branches | branches | (label_branches if has_labels else set())
-    scores, labels, columns = [], [], {name: [] for name in extra}
+    found, labels, columns = [], [], {name: [] for name in extra}
     with tqdm(total=total, unit="jet", desc="predict") as progress:
         for path in files:
             jets = tables.read(path, wanted, config.treename)
             with tables.about(path):
                 if has_labels:
                     labels.append(true_labels(tagger, jets))
-                scores.append(tagger.predict(jets, batch_size, progress))
+                found.append(tagger.outputs(jets, batch_size, progress))
                 jets = add_variables(jets[sorted(branches)], new_variables) if extra else jets
             for name in extra:
                 columns[name].append(jets[name])
-    scores = np.concatenate(scores)
+    scores, embedding = np.split(np.concatenate(found), [len(tagger.classes)], axis=1)
+    labels = np.concatenate(labels) if has_labels else None
     columns = {name: ak.concatenate(chunks) for name, chunks in columns.items()}
-    write_predictions(
-        output, tagger.classes, scores, np.concatenate(labels) if has_labels else None, columns
-    )
+    if tagger.appended is not None:
+        columns["embedding"] = ak.from_numpy(embedding)
+    write = write_targets if tagger.is_regression else write_predictions
+    write(output, tagger.classes, scores, labels, columns)
     return Predicted(total, int(np.isnan(scores).any(axis=1).sum()), has_labels)

@@ -5,6 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import nn
 
+from ..nn.inputs import check_inputs
+
 # Tokens of a micro-batch. On a CPU the activations, 512 wide, should stay in the second-level
 # cache; on a GPU there should be enough of them to fill it.
 TOKENS = {"cpu": 768, "cuda": 2**17}
@@ -30,21 +32,27 @@ class MicroBatches(nn.Module):
         # time in page faults, until a block of nearly 32 MiB has been freed once.
         torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
-    def forward(self, points, features, lorentz_vectors, mask):
-        """(B, 2, N), (B, C, N), (B, 4, N) and (B, 1, N) to (B, num_classes)."""
+    def forward(self, points, features, lorentz_vectors, mask, *pairs):
+        """(B, 2, N), (B, C, N), (B, 4, N) and (B, 1, N) to (B, num_classes).
+
+        A network may take features of pairs (B, C', N, N), too.
+        """
+        check_inputs(points, features, lorentz_vectors, mask)
+        inputs = (points, features, lorentz_vectors)
         if len(mask) == 0:
-            inputs = (points, features, lorentz_vectors, mask)
-            return self(*(x.new_zeros(1, *x.shape[1:]) for x in inputs))[:0]
+            return self(*(x.new_zeros(1, *x.shape[1:]) for x in (*inputs, mask, *pairs)))[:0]
         if mask.shape[2] == 0:
-            inputs = (points, features, lorentz_vectors, mask)
-            return self(*(nn.functional.pad(x, (0, 1)) for x in inputs))
+            padded = [nn.functional.pad(x, (0, 1)) for x in (*inputs, mask)]
+            return self(*padded, *(nn.functional.pad(x, (0, 1, 0, 1)) for x in pairs))
         with torch.inference_mode():
             mask = mask[:, 0].bool()  # (B, N)
             lengths, jets = mask.sum(1).sort(descending=True)
-            inputs = (points, features, lorentz_vectors)
             if mask[:, 1:].gt(mask[:, :-1]).any():  # real particles do not stand first
                 order = mask.byte().argsort(dim=1, descending=True, stable=True)
                 inputs = [x.gather(2, order[:, None].expand_as(x)) for x in inputs]
+                for axis in (2, 3):
+                    index = order[:, None].unsqueeze(5 - axis)  # (B, 1, N, 1) or (B, 1, 1, N)
+                    pairs = [x.gather(axis, index.expand_as(x)) for x in pairs]
             rank = torch.arange(max(mask.shape[1], 1), device=mask.device)
 
             @torch.inference_mode()
@@ -53,7 +61,9 @@ class MicroBatches(nn.Module):
                 start, stop, longest = cut
                 rows, real = jets[start:stop], rank[:longest] < lengths[start:stop, None]
                 return self.network(
-                    *(x[:, :, :longest].index_select(0, rows) for x in inputs), real
+                    *(x[:, :, :longest].index_select(0, rows) for x in inputs),
+                    real,
+                    *(x[:, :, :longest, :longest].index_select(0, rows) for x in pairs),
                 )
 
             cuts = list(micro_batches(lengths.tolist(), self.network.tokens))
@@ -63,6 +73,32 @@ class MicroBatches(nn.Module):
             else:
                 logits = torch.cat(parallel(run, cuts, threads))
         return torch.empty_like(logits).index_copy_(0, jets, logits)
+
+
+class WholeBatch(nn.Module):
+    """Hands all jets on together, with no more padding than there must be.
+
+    Parameters
+    ----------
+    network : nn.Module
+        As for :class:`MicroBatches`, but real particles need not stand first.
+    """
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, points, features, lorentz_vectors, mask, *pairs):
+        """As :meth:`MicroBatches.forward`."""
+        if not torch.jit.is_tracing():
+            check_inputs(points, features, lorentz_vectors, mask)
+            real = mask.ne(0).flatten(0, 1).any(0).nonzero()  # columns
+            end = int(real[-1]) + 1 if len(real) else 1
+            points, features, lorentz_vectors, mask = (
+                x[:, :, :end] for x in (points, features, lorentz_vectors, mask)
+            )
+            pairs = [x[:, :, :end, :end] for x in pairs]
+        return self.network(points, features, lorentz_vectors, mask[:, 0].bool(), *pairs)
 
 
 def parallel(function, items, threads):

@@ -15,8 +15,11 @@ import torch
 from torch import nn
 
 from ..modules import unmodified
+from ..nn.inputs import is_arranged, take_arrangement
 from .batching import TOKENS, MicroBatches
 from .dense import half_precision
+from .forms import ArrangedForm, CollectionsForm
+from .layers import FoldedEmbed
 from .transformer import FoldedTransformer
 
 logger = logging.getLogger("jetzoo")
@@ -28,7 +31,8 @@ def freeze(model, device=None):
     Parameters
     ----------
     model : nn.Module
-        Left as it is.
+        Left as it is. DataParallel, DistributedDataParallel and torch.compile are left out of the
+        copy.
     device : str or torch.device, optional
         By default that of the model.
 
@@ -37,7 +41,22 @@ def freeze(model, device=None):
     nn.Module
     """
     device = torch.device(device or next(model.parameters()).device)
-    return copy.deepcopy(model).to(device).float().eval().requires_grad_(False)
+    frozen = copy.deepcopy(_unwrapped(model))
+    for module in list(frozen.modules()):
+        for name, child in module.named_children():
+            setattr(module, name, _unwrapped(child))
+    return frozen.to(device).float().eval().requires_grad_(False)
+
+
+def _unwrapped(module):
+    """The network within what only calls it."""
+    while True:
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        elif hasattr(module, "_orig_mod"):  # of torch.compile
+            module = module._orig_mod
+        else:
+            return module
 
 
 def fold(frozen, dtype=torch.float32):
@@ -55,17 +74,38 @@ def fold(frozen, dtype=torch.float32):
     nn.Module or None
         None if there is no fast form of the network; the reason is logged.
     """
+    if is_arranged(frozen):
+        plain = copy.deepcopy(frozen)
+        arrangement = take_arrangement(plain)
+        folded = fold(plain, dtype)
+        return None if folded is None else ArrangedForm(arrangement, folded).eval()
     core, head = frozen, nn.Identity()
     if hasattr(frozen, "core_and_head") and _computes_as_owner(frozen, "core_and_head"):
         core, head = frozen.core_and_head()
-    if hasattr(core, "cls_blocks"):
-        modified = [module for module, kind in core.parts() if not unmodified(module, kind)]
-        if not modified:
-            return MicroBatches(FoldedTransformer(core, head, dtype)).eval()
-        logger.info("no folding: %s computes something else", _names(core, modified))
+    if hasattr(core, "collections"):
+        if _unmodified(core, core.parts()) and (part := _part(core.part, head, dtype)):
+            embeds = [FoldedEmbed(embed, dtype) for embed in core.embeds()]
+            return CollectionsForm(core.collections, embeds, part).eval()
+    elif hasattr(core, "cls_blocks") and (part := _part(core, head, dtype)):
+        return part
     if getattr(core, "micro_batched", False):
         return MicroBatches(MicroBatched(frozen, dtype)).eval()
     return None
+
+
+def _part(part, head, dtype):
+    """The folded form of a Particle Transformer and what follows it, or None."""
+    if _unmodified(part, part.parts()):
+        return MicroBatches(FoldedTransformer(part, head, dtype)).eval()
+    return None
+
+
+def _unmodified(core, parts):
+    """Whether modules compute what their classes say; which of them do not is logged."""
+    modified = [module for module, kind in parts if not unmodified(module, kind)]
+    if modified:
+        logger.info("no folding: %s computes something else", _names(core, modified))
+    return not modified
 
 
 def _names(core, modules):

@@ -62,6 +62,37 @@ class FoldedEmbed(nn.Module):
         return x.float()
 
 
+def fold_convolutions(layers, dtype):
+    """A batch norm, then convolutions of size 1 with batch norm and activation each, as layers.
+
+    Parameters
+    ----------
+    layers : sequence of nn.Module
+        The last activation may be left out.
+    dtype : torch.dtype
+
+    Returns
+    -------
+    nn.Sequential
+        On rows (..., C). A :class:`Dense` does GELU itself; other activations follow it.
+    """
+    first, *rest = layers
+    scale, shift = fold_batch_norm(first)
+    folded = nn.Sequential()
+    acts = [*rest[2::3], nn.Identity()]
+    for conv, bn, act in zip(rest[0::3], rest[1::3], acts, strict=False):
+        weight = conv.weight.flatten(1).double()
+        bias = 0 if conv.bias is None else conv.bias.double()
+        if not folded:
+            weight, bias = weight * scale, bias + weight @ shift
+        scale, shift = fold_batch_norm(bn)
+        gelu = isinstance(act, nn.GELU)
+        folded.append(Dense(weight * scale[:, None], bias * scale + shift, dtype, gelu=gelu))
+        if not (gelu or isinstance(act, nn.Identity)):
+            folded.append(act)
+    return folded
+
+
 class FoldedPairEmbed(nn.Module):
     """:class:`jetzoo.nn.pairs.PairEmbed` of one triangle of the pairs, in blocks."""
 
@@ -69,18 +100,7 @@ class FoldedPairEmbed(nn.Module):
         super().__init__()
         self.num_heads = pair_embed.out_dim
         self.remove_self_pair = pair_embed.remove_self_pair
-        first, *rest = pair_embed.embed
-        scale, shift = fold_batch_norm(first)
-        self.layers = nn.Sequential()
-        for conv, bn in zip(rest[0::3], rest[1::3], strict=True):
-            weight, bias = conv.weight[..., 0].double(), conv.bias.double()
-            if not self.layers:
-                weight, bias = weight * scale, bias + weight @ shift
-            scale, shift = fold_batch_norm(bn)
-            gelu = len(self.layers) < len(rest) // 3  # the last layer may be without
-            self.layers.append(
-                Dense(weight * scale[:, None], bias * scale + shift, dtype, gelu=gelu)
-            )
+        self.layers = fold_convolutions(pair_embed.embed, dtype)
 
     def forward(self, vectors):
         """Four-vectors (b, n, 4) to the bias (H, b, n, n)."""
@@ -127,30 +147,34 @@ class FoldedAttention(nn.Module):
 
     def forward(self, x, layout, bias):
         """Tokens (b, n, D) and a bias (H, b, n, n) to (b, n, D), without mean over the channels."""
-        qkv = self.in_proj(standardise(x, self.eps))
-        qkv = qkv.unflatten(-1, (3, self.num_heads, -1))  # (b, n, 3, H, d)
-        attend = self.long if x.is_cuda or x.shape[1] > SHORT else self.short
-        return self.out_proj(attend(qkv, bias).flatten(2))
+        qkv = self.in_proj(standardise(x, self.eps)).unflatten(-1, (3, self.num_heads, -1))
+        return self.out_proj(attend(*qkv.unbind(2), bias).flatten(2))
 
-    @staticmethod
-    def short(qkv, bias):
-        """Plain products, on a CPU the fastest as long as the scores stay in its cache."""
-        b, n, _, num_heads, _ = qkv.shape
-        if not qkv.is_cuda:
-            qkv = qkv.float()  # oneDNN keeps memory for each shape that it has seen in bf16
-        q, k, v = qkv.permute(2, 3, 0, 1, 4).flatten(1, 2)  # (H b, n, d)
-        scores = torch.bmm(q, k.transpose(1, 2)).float().add_(bias.flatten(0, 1))
-        out = torch.bmm(scores.softmax(-1).to(v.dtype), v)
-        return out.view(num_heads, b, n, -1).permute(1, 2, 0, 3)  # (b, n, H, d)
 
-    @staticmethod
-    def long(qkv, bias):
-        """PyTorch's fused attention."""
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+def attend(q, k, v, bias):
+    """Attention of scaled queries.
+
+    Parameters
+    ----------
+    q, k, v : Tensor, (b, n, H, d) and (b, m, H, d)
+    bias : Tensor, (H, b, n, m)
+        Or what broadcasts to it.
+
+    Returns
+    -------
+    Tensor, (b, n, H, d)
+    """
+    if q.is_cuda or k.shape[1] > SHORT:  # PyTorch's fused attention
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         bias = bias.transpose(0, 1).to(q.dtype)
         with sdpa_kernel(SDPA_KERNELS):
             out = F.scaled_dot_product_attention(q, k, v, bias, scale=1.0)
-        return out.transpose(1, 2)  # (b, n, H, d)
+        return out.transpose(1, 2)
+    # Plain products, on a CPU the fastest as long as the scores stay in its cache. oneDNN keeps
+    # memory for each shape that it has seen in bf16.
+    q, k, v = (x.float().permute(2, 0, 1, 3) for x in (q, k, v))  # (H, b, n, d)
+    scores = (q @ k.transpose(2, 3)).add_(bias)
+    return (scores.softmax(-1) @ v).permute(1, 2, 0, 3)
 
 
 def product_dtype(dtype, device):

@@ -1,158 +1,182 @@
 """weaver-core's own networks (``weaver.nn.model`` of version 0.5), rewritten for the engine.
 
-Each has a twin of this project with the same state dict (:mod:`jetzoo.engine.twins`), which is what
-the engine folds. Then the rewritten network proves itself: on jets of several lengths its logits in
-float32, and those of the twin in float64, are those of the original in float64.
+Each is called as it was, around a core that the engine computes: the folded twin of this project
+with the same weights (:mod:`jetzoo.engine.twins`), which the kernels run, or else the network
+itself, folded with its options (:mod:`jetzoo.engine.variants`). Then the rewritten network proves
+itself (:mod:`jetzoo.engine.proof`).
 """
 
 import copy
-import inspect
 
 import torch
 from torch import nn
 
+from ..nn.packing import Padded, pack
+from .batching import MicroBatches, WholeBatch
 from .folding import fold
-from .layers import FoldedEmbed
-from .twins import Unsupported, check_own, embed_twin, graph_twin, part_twin
-
-# Largest difference of a logit between the twin and the original in float64, and between the
-# rewritten network in float32 and the original in float64.
-EXACT, CLOSE = 1e-6, 1e-4
-
-# Rows that go through an embedding together, so that memory does not grow with the batch.
-EMBEDDED_ROWS = 4096
-
-# Particles of each jet of the proof, and of its secondary vertices.
-LENGTHS = {"pf": (64, 17, 40, 3, 1), "sv": (2, 5, 0, 1, 3)}
-
-KINDS = {
-    "points": ("point", "coord"),
-    "features": ("feature", "fts"),
-    "vectors": ("vector", "lorentz", "p4"),
-    "mask": ("mask",),
-}
-SHORT_NAMES = {"x": "features", "v": "vectors"}
+from .forms import CollectionsForm, Form
+from .layers import fold_convolutions
+from .twins import Unsupported, check_own, graph_twin, part_twin, require
+from .variants import VariantTransformer, folded_embed
 
 
-class WeaverForm(nn.Module):
-    """One of weaver's networks, called as it is there, around another that computes it.
-
-    Parameters
-    ----------
-    engine : nn.Module
-        Called as ``engine(points, features, lorentz_vectors, mask)``, gives logits.
-    original : nn.Module
-        Of weaver's.
-    """
-
-    def __init__(self, engine, original):
-        super().__init__()
-        self.engine = engine
-        core = getattr(original, "part", original)
-        self.for_inference = core.for_inference
-        self.has_pairs = getattr(core, "pair_embed", None) is not None
-
-    def fold(self, dtype):
-        """Fold the twin, which is frozen."""
-        self.engine = fold(self.engine, dtype)
-
-    def logits(self, points, features, vectors, mask):
-        """(B, 2, N), (B, C, N), (B, 4, N) and (B, 1, N) to what the network gives, (B, classes)."""
-        out = self.engine(points, features, vectors, mask)
-        return out.softmax(1) if self.for_inference else out
-
-
-class PartForm(WeaverForm):
+class PartForm(Form):
     """weaver's ``ParticleTransformer``."""
 
-    @classmethod
-    def of(cls, original):
-        """The form whose engine is the twin."""
-        return cls(part_twin(original), original)
+    def __init__(self, original, dtype):
+        super().__init__(part_core(original, dtype))
+        self.takes_tokens = isinstance(original.embed, nn.Identity)
+        self.takes_vectors, self.takes_pairs = pair_inputs(original.pair_embed)
 
     def forward(self, x, v=None, mask=None, uu=None, uu_idx=None):
-        """Features (B, C, N), four-vectors (B, 4, N) and mask (B, 1, N) to (B, num_classes)."""
-        if uu is not None or uu_idx is not None:
-            raise TypeError("this network was built without features of pairs (pair_extra_dim)")
-        if v is None:
-            if self.has_pairs:
-                raise TypeError("the fast form of ParticleTransformer needs the four-vectors v")
-            v = x.new_zeros(len(x), 4, x.shape[2])
-        return self.logits(x[:, :2], x, v, real(mask, x))
+        """Features (B, C, N), four-vectors (B, 4, N) and mask (B, 1, N) to (B, num_classes).
+
+        Without an embedding, ``x`` are tokens (B, N, D). ``uu`` are features of pairs, see
+        :func:`extra_pairs`.
+        """
+        x = x.transpose(1, 2) if self.takes_tokens else x
+        if v is None and self.takes_vectors:
+            raise TypeError("the fast form of ParticleTransformer needs the four-vectors v")
+        v = no_vectors(x) if v is None else v
+        pairs = extra_pairs(self.takes_pairs, uu, uu_idx, x.shape[2])
+        return self.core(x[:, :2], x, v, real(mask, x), *pairs)
 
 
-class TaggerForm(WeaverForm):
+class TaggerForm(CollectionsForm):
     """weaver's ``ParticleTransformerTagger``: particles and secondary vertices side by side."""
 
-    def __init__(self, engine, original, pf_embed, sv_embed):
-        super().__init__(engine, original)
-        self.pf_embed = pf_embed
-        self.sv_embed = sv_embed
-
-    @classmethod
-    def of(cls, original):
-        """The form whose engine and embeddings are the twins."""
-        embeds = [embed_twin(embed) for embed in (original.pf_embed, original.sv_embed)]
-        return cls(part_twin(original.part), original, *embeds)
-
-    def fold(self, dtype):
-        """Fold the twins, which are frozen."""
-        super().fold(dtype)
-        self.pf_embed = FoldedEmbed(self.pf_embed, dtype)
-        self.sv_embed = FoldedEmbed(self.sv_embed, dtype)
+    def __init__(self, original, dtype):
+        embeds = [folded_embed(embed, dtype) for embed in (original.pf_embed, original.sv_embed)]
+        super().__init__(("pf", "sv"), embeds, part_core(original.part, dtype))
+        self.layout = Padded if original.part.for_inference else pack
+        require(not any(pair_inputs(original.part.pair_embed)[1:]), "pair_extra_dim")
 
     def forward(self, pf_x, pf_v=None, pf_mask=None, sv_x=None, sv_v=None, sv_mask=None):
         """Features (B, C, N), four-vectors and masks of both to (B, num_classes)."""
+        groups = (pf_x, pf_v, real(pf_mask, pf_x)), (sv_x, sv_v, real(sv_mask, sv_x))
+        return self.core(*self.side_by_side(groups, self.layout))
+
+
+class PairTaggerForm(CollectionsForm):
+    """weaver's ``ParticleTransformerTaggerWithExtraPairFeatures``."""
+
+    def __init__(self, original, dtype):
+        embeds = [folded_embed(embed, dtype) for embed in (original.pf_embed, original.sv_embed)]
+        super().__init__(("pf", "sv"), embeds, part_core(original.part, dtype))
+        require(pair_inputs(original.part.pair_embed)[1], "pair_extra_dim=0")
+
+    def forward(
+        self,
+        pf_x,
+        pf_v=None,
+        pf_mask=None,
+        sv_x=None,
+        sv_v=None,
+        sv_mask=None,
+        pf_uu=None,
+        pf_uu_idx=None,
+    ):
+        """As :class:`TaggerForm`, with features of pairs of particles as :class:`PartForm`."""
         masks = real(pf_mask, pf_x), real(sv_mask, sv_x)
-        tokens = [
-            on_real(embed, x, mask)
-            for embed, x, mask in zip(
-                (self.pf_embed, self.sv_embed), (pf_x, sv_x), masks, strict=True
-            )
-        ]
-        tokens, vectors, mask = (torch.cat(parts, dim=2) for parts in (tokens, (pf_v, sv_v), masks))
-        return self.logits(tokens[:, :2], tokens, vectors, mask)
+        (uu,) = extra_pairs(True, pf_uu, pf_uu_idx, pf_x.shape[2])
+        groups = (pf_x, pf_v, masks[0]), (sv_x, sv_v, masks[1])
+        return self.core(
+            *self.side_by_side(groups, Padded), nn.functional.pad(uu, (0, sv_x.shape[2]) * 2)
+        )
 
 
-class GraphForm(WeaverForm):
+class GraphForm(Form):
     """weaver's ``ParticleNet``."""
 
-    @classmethod
-    def of(cls, original):
-        """The form whose engine is the twin."""
-        return cls(graph_twin(original), original)
+    def __init__(self, original, dtype):
+        super().__init__(graph_core(original, dtype))
 
     def forward(self, points, features, mask=None):
         """Points (B, 2, N), features (B, C, N) and mask (B, 1, N) to (B, num_classes)."""
-        vectors = features.new_zeros(len(features), 4, features.shape[2])
-        return self.logits(points, features, vectors, real(mask, features))
+        return self.core(points, features, no_vectors(features), real(mask, features))
+
+
+class GraphTaggerForm(CollectionsForm):
+    """weaver's ``ParticleNetTagger``: particles and secondary vertices side by side."""
+
+    def __init__(self, original, dtype):
+        embeds = [
+            fold_convolutions(x.conv, dtype or torch.float32)
+            for x in (original.pf_conv, original.sv_conv)
+        ]
+        super().__init__(("pf", "sv"), embeds, graph_core(original.pn, dtype))
+        self.layout = Padded if original.pn.for_inference else pack
+
+    def forward(self, pf_points, pf_features, pf_mask, sv_points, sv_features, sv_mask):
+        """Points (B, 2, N), features (B, C, N) and mask (B, 1, N) of both to (B, num_classes)."""
+        groups = (pf_features, pf_points, pf_mask), (sv_features, sv_points, sv_mask)
+        points, tokens, _, mask = self.side_by_side(groups, self.layout)
+        return self.core(points, tokens, no_vectors(tokens), mask)
 
 
 FORMS = {
     ("ParticleTransformer", "ParticleTransformer"): PartForm,
     ("ParticleTransformer", "ParticleTransformerTagger"): TaggerForm,
+    ("ParticleTransformer", "ParticleTransformerTaggerWithExtraPairFeatures"): PairTaggerForm,
     ("ParticleNet", "ParticleNet"): GraphForm,
+    ("ParticleNet", "ParticleNetTagger"): GraphTaggerForm,
 }
-# weaver's networks that have no form.
-OTHERS = {
-    ("ParticleTransformer", "ParticleTransformerTaggerWithExtraPairFeatures"),
-    ("ParticleNet", "ParticleNetTagger"),
-}
+
+
+def part_core(part, dtype):
+    """The folded form of weaver's ``ParticleTransformer``; with dtype None one to look into."""
+    try:
+        twin = part_twin(part)
+    except Unsupported:
+        whole = WholeBatch if dtype is None else MicroBatches
+        return whole(VariantTransformer(part, dtype or torch.float32)).eval()
+    return twin if dtype is None else fold(twin, dtype)
+
+
+def graph_core(net, dtype):
+    """The folded form of weaver's ``ParticleNet``, or with dtype None its twin."""
+    twin = graph_twin(net)
+    return twin if dtype is None else fold(twin, dtype)
+
+
+def pair_inputs(pair_embed):
+    """Whether weaver's ``PairEmbed`` looks at four-vectors, and at further features of pairs."""
+    if pair_embed is None:
+        return False, False
+    return pair_embed.pairwise_lv_dim > 0, pair_embed.pairwise_input_dim > 0
+
+
+def extra_pairs(taken, uu, index, length):
+    """Features of pairs (B, C, N, N), as a list that is empty if the network takes none.
+
+    Parameters
+    ----------
+    taken : bool
+        Whether the network takes any.
+    uu : Tensor, (B, C, N, N) or (B, C, P), or None
+    index : Tensor of int, (B, 2, P), or None
+        Pairs of ``uu``; indices of ``length`` and above stand for none.
+    length : int
+    """
+    if taken != (uu is not None):
+        needs = "needs the features of pairs uu" if taken else "was built without features of pairs"
+        raise TypeError(f"this network {needs} (pair_extra_dim)")
+    if index is not None:
+        i, j = index.clamp(max=length).unbind(1)  # (B, P)
+        place = (i * (length + 1) + j)[:, None].expand_as(uu)
+        uu = uu.new_zeros(*uu.shape[:2], (length + 1) ** 2).scatter_add_(2, place, uu)
+        uu = uu.unflatten(2, (length + 1, length + 1))[..., :length, :length]
+    return [uu] if taken else []
+
+
+def no_vectors(x):
+    """Four-vectors (B, 4, N) for a network that does not look at them."""
+    return torch.zeros_like(x[:, :1]).expand(-1, 4, -1)  # sizes stay dynamic in an exported graph
 
 
 def real(mask, x):
-    """The mask of weaver as bool, (B, 1, N); without one all particles are real."""
-    return torch.ones_like(x[:, :1], dtype=torch.bool) if mask is None else mask.bool()
-
-
-def on_real(embed, x, mask):
-    """Tokens (B, D, N) of features (B, C, N), zero in the padding."""
-    where = mask[:, 0]  # (B, N)
-    rows = x.transpose(1, 2)[where]  # (T, C)
-    rows = torch.cat([embed(part) for part in rows.split(EMBEDDED_ROWS)])
-    out = rows.new_zeros(*where.shape, rows.shape[1])
-    out[where] = rows
-    return out.transpose(1, 2)
+    """The mask of weaver, (B, 1, N); without one all particles are real."""
+    return torch.ones_like(x[:, :1]) if mask is None else mask
 
 
 def find(network):
@@ -171,17 +195,24 @@ def find(network):
     found = {}
     for name, module in network.named_modules():
         inside = any(not outer or name.startswith(f"{outer}.") for outer in found)
-        if not inside and any(map(_key, type(module).__mro__)):
+        if not inside and _key(module):
             found[name] = module
     return found
 
 
-def _key(cls):
-    """Names of the file and of the class, if it is one of weaver's networks."""
-    package, _, file = cls.__module__.rpartition(".")
-    key = (file, cls.__name__)
-    known = package == "weaver.nn.model" and (key in FORMS or key in OTHERS)
-    return key if known else None
+def is_weavers(module):
+    """Whether a module is one of weaver's own networks."""
+    return _key(module) is not None
+
+
+def _key(module):
+    """Names of the file and of the class that a module has of weaver's networks, or None."""
+    for cls in type(module).__mro__:
+        package, _, file = cls.__module__.rpartition(".")
+        key = (file, cls.__name__)
+        if package == "weaver.nn.model" and key in FORMS:
+            return key
+    return None
 
 
 def rewrite(frozen, dtype=torch.float32):
@@ -191,22 +222,23 @@ def rewrite(frozen, dtype=torch.float32):
     ----------
     frozen : nn.Module
         See :func:`jetzoo.engine.folding.freeze`; left as it is.
-    dtype : torch.dtype
-        Of the matrix products.
+    dtype : torch.dtype or None
+        Of the matrix products. None: all jets of a batch are computed together, by modules of this
+        project that can be looked into and exported.
 
     Returns
     -------
     nn.Module
-        A copy with a folded :class:`WeaverForm` in place of each of them.
+        A copy with a :class:`jetzoo.engine.forms.Form` in place of each of them.
 
     Raises
     ------
     Unsupported
         If a network has an option that the engine does not know.
     """
-    forms = {name: folded_form(module, dtype) for name, module in find(frozen).items()}
+    forms = {name: form_of(module, dtype) for name, module in find(frozen).items()}
     if "" in forms:
-        return forms[""].eval()
+        return forms[""]
     # What is replaced need not be copied.
     rewritten = copy.deepcopy(
         frozen, {id(frozen.get_submodule(name)): nn.Identity() for name in forms}
@@ -216,143 +248,7 @@ def rewrite(frozen, dtype=torch.float32):
     return rewritten.eval()
 
 
-def folded_form(original, dtype):
-    """The folded form of one of weaver's networks, whose twin has proved itself in float64."""
-    key = next(filter(None, map(_key, type(original).__mro__)))
+def form_of(original, dtype):
+    """The form of one of weaver's networks."""
     check_own(original)
-    if key not in FORMS:
-        raise Unsupported(f"the engine does not know weaver's {key[1]}")
-    form = FORMS[key].of(original)
-    form.eval().requires_grad_(False)
-    compare(original, copy.deepcopy(form).double(), torch.float64, EXACT)
-    form.fold(dtype)
-    return form.eval()
-
-
-def forms_of(network):
-    """List the forms within a rewritten network."""
-    return [
-        module
-        for module in network.modules()
-        if hasattr(module, "engine") and hasattr(module, "logits")
-    ]
-
-
-# The proof.
-
-
-def prove(original, rewritten):
-    """Raise :class:`Unsupported` unless both give the same on jets of several lengths.
-
-    Parameters
-    ----------
-    original, rewritten : nn.Module
-        Frozen; the rewritten one computes in float32.
-    """
-    compare(original, rewritten, torch.float32, CLOSE)
-
-
-@torch.no_grad()
-def compare(original, other, dtype, tolerance):
-    """Compare a network in some dtype with the original in float64."""
-    widths = {
-        name: norms[0]
-        for name, norms in (
-            ("pf", _input_norms(original, "pf")),
-            ("sv", _input_norms(original, "sv")),
-        )
-        if norms
-    }
-    jets = probe_jets(widths, next(original.parameters()).device)
-    try:
-        given = arguments(original, jets)
-        expected = copy.deepcopy(original).double()(
-            **{k: _to(x, torch.float64) for k, x in given.items()}
-        )
-        found = other(**{k: _to(x, dtype) for k, x in given.items()})
-        difference = (found - expected).abs() / expected.abs().clamp(min=1)
-    except Unsupported:
-        raise
-    except Exception as error:  # whatever the code of a user raises
-        text = next(iter(str(error).splitlines()), "")
-        raise Unsupported(
-            f"it cannot run on jets of a proof ({type(error).__name__}: {text})"
-        ) from error
-    if found.shape != expected.shape or not (difference <= tolerance).all():
-        raise Unsupported(
-            f"{type(original).__name__} gives other logits than its rewritten form "
-            f"(by {float(difference.max()):.1g})"
-        )
-
-
-def _to(x, dtype):
-    return x if x.dtype == torch.bool else x.to(dtype)
-
-
-def _input_norms(network, group):
-    """Batch norms of the features of a group in weaver's networks within a network."""
-    found = []
-    for module in find(network).values():
-        if hasattr(module, "pf_embed"):
-            found.append(getattr(module, f"{group}_embed").input_bn)
-        elif group == "pf":
-            found.append(getattr(module, "bn_fts", None) or getattr(module.embed, "input_bn", None))
-    return found
-
-
-def probe_jets(norms, device):
-    """Jets of pions around an axis, with features as a network has seen them in its training.
-
-    Parameters
-    ----------
-    norms : dict of str to nn.BatchNorm1d
-        Of the features of each group.
-    device : torch.device
-
-    Returns
-    -------
-    dict of str to dict of str to Tensor
-        ``points``, ``features``, ``vectors`` and ``mask`` of each group.
-    """
-    draw = torch.Generator().manual_seed(7)
-    jets = {}
-    for group, norm in norms.items():
-        lengths = torch.tensor(LENGTHS[group])
-        shape = (len(lengths), int(lengths.max()))
-        deta, dphi = 0.2 * torch.randn(2, *shape, generator=draw)
-        pt = 0.5 - 10 * torch.rand(shape, generator=draw).clamp(min=1e-3).log()
-        px, py, pz = pt * dphi.cos(), pt * dphi.sin(), pt * deta.sinh()
-        energy = (px**2 + py**2 + pz**2 + 0.13957**2).sqrt()
-        if norm is None:
-            raise Unsupported("the engine does not know its option embed_dims=[]")
-        mean, spread = norm.running_mean.cpu(), norm.running_var.cpu().sqrt()
-        noise = torch.randn(len(lengths), len(mean), shape[1], generator=draw)
-        mask = torch.arange(shape[1]) < lengths[:, None]
-        found = {
-            "points": torch.stack((deta, dphi), 1),
-            "features": (mean[:, None] + spread[:, None] * noise).float(),
-            "vectors": torch.stack((px, py, pz, energy), 1),
-        }
-        found = {name: x * mask[:, None] for name, x in found.items()} | {
-            "mask": mask[:, None].float()
-        }
-        jets[group] = {name: x.to(device) for name, x in found.items()}
-    return jets
-
-
-def arguments(network, jets):
-    """Keyword arguments of the forward pass of a network, by the names that it has for them."""
-    given = {}
-    for name, parameter in inspect.signature(network.forward).parameters.items():
-        group = "sv" if name.startswith("sv_") else "pf"
-        kind = _kind(name.removeprefix("pf_").removeprefix("sv_"))
-        if kind is not None and group in jets:
-            given[name] = jets[group][kind]
-        elif parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD:
-            raise Unsupported(f"the engine does not know what its input {name!r} is")
-    return given
-
-
-def _kind(name):
-    kinds = (kind for kind, parts in KINDS.items() if any(part in name for part in parts))
-    return SHORT_NAMES.get(name) or next(kinds, None)
+    return FORMS[_key(original)](original, dtype).eval()

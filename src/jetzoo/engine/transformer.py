@@ -4,6 +4,7 @@ from torch import nn
 
 from ..modules import unmodified
 from ..nn.blocks import Attention
+from ..nn.head import Outputs
 from ..nn.inputs import clean_inputs, finish
 from ..nn.packing import Padded, pack, pt_order
 from .batching import TOKENS
@@ -53,9 +54,9 @@ class FoldedTransformer(nn.Module):
         self.register_buffer("cls_token", part.cls_token.detach()[0])
         self.cls_mixers = nn.ModuleList(FoldedClassAttention(b, dtype) for b in part.cls_blocks)
         self.cls_feed_forwards = nn.ModuleList(FoldedFeedForward(b, dtype) for b in part.cls_blocks)
-        self.head = nn.Sequential(part.norm, part.fc or nn.Identity(), head)
-        if part.for_inference:
-            self.head.append(nn.Softmax(1))
+        softmax = part.for_inference and part.gives_classes
+        fc = part.fc or nn.Identity()
+        self.head = Outputs(part.norm, fc, head, softmax=softmax, embedding=part.embedding)
         self.dtype = dtype
         self.tokens = TOKENS[self.cls_token.device.type]
 

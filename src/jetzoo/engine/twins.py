@@ -10,6 +10,7 @@ from torch import nn
 
 from ..modules import unmodified
 from ..nn.embed import Embed
+from ..nn.pairs import PairEmbed
 from ..nn.transformer import ParticleTransformer
 from ..repository import network_module
 
@@ -53,23 +54,23 @@ def load_twin(twin, original, **missing):
         raise Unsupported(
             f"its weights are not those of the twin ({lines[min(1, len(lines) - 1)]})"
         ) from error
+    originals = dict(original.named_modules())
     for name, module in twin.named_modules():
-        if hasattr(module, "eps"):
-            module.eps = original.get_submodule(name).eps
+        if hasattr(module, "eps") and name in originals:
+            module.eps = originals[name].eps
     return twin.to(next(original.parameters()).device).eval().requires_grad_(False)
 
 
 def embed_twin(embed):
     """The twin of weaver's ``Embed``."""
     require(not embed.use_conv_embed, "use_conv_embed")
-    require(embed.input_bn is not None, "normalize_input=False")
     require(are(embed.embed, nn.LayerNorm, nn.Linear, nn.GELU), "activation")
     dims = [layer.out_features for layer in embed.embed[1::3]]
     return load_twin(Embed(embed.input_bn.num_features, dims), embed)
 
 
 def part_twin(part):
-    """The twin of weaver's ``ParticleTransformer`` without its softmax."""
+    """The twin of weaver's ``ParticleTransformer``."""
     require(not part.for_segmentation, "for_segmentation")
     require(not part.include_global_token, "include_global_token")
     require(len(part.blocks) > 0, "num_layers=0")
@@ -103,6 +104,7 @@ def part_twin(part):
         **options,
     )
     twin.fc = copy.deepcopy(part.fc)
+    twin.for_inference = part.for_inference and part.fc is not None
     # A scale that is switched off is one.
     ones = {
         f"{name}.{scale}": first.fc1.weight.new_ones(size)
@@ -137,8 +139,8 @@ def pair_options(pair):
     kind = pair.pairwise_lv_fts.func.__name__
     require(kind == "pairwise_lv_fts_pp", "pair_input_type")
     require(pair.pairwise_lv_dim == 4, "pair_input_dim")
-    norm, *layers = pair.embed
-    require(isinstance(norm, nn.BatchNorm1d), "normalize_input=False")
+    layers = pair.embed[1:]
+    require(all(conv.bias is not None for conv in layers[::3]), "use_bias=False")
     require(are(layers, nn.Conv1d, nn.BatchNorm1d, nn.GELU), "activation")
     return {
         "pair_embed_dims": [layer.out_channels for layer in layers[:-3:3]],
@@ -147,19 +149,32 @@ def pair_options(pair):
     }
 
 
+def pair_twin(pair):
+    """The twin of weaver's ``PairEmbed`` alone."""
+    options = pair_options(pair)
+    dims = (*options.pop("pair_embed_dims"), pair.out_dim)
+    return load_twin(PairEmbed(dims, **options), pair)
+
+
 def graph_twin(net):
-    """The twin of weaver's ``ParticleNet`` without its softmax."""
+    """The twin of weaver's ``ParticleNet``."""
     require(not net.for_segmentation, "for_segmentation")
-    require(net.use_fts_bn, "use_fts_bn=False")
     require(net.use_counts, "use_counts=False")
+    first = net.edge_convs[0].convs[0]
+    width = first.in_channels // 2
     twin = network_module("PN").ParticleNet(
-        net.bn_fts.num_features,
+        width,
         net.fc[-1].out_features,
         conv_params=[
             (block.k, [conv.out_channels for conv in block.convs]) for block in net.edge_convs
         ],
         fc_params=[(layer[0].out_features, layer[2].p) for layer in net.fc[:-1]],
         use_fusion=net.use_fusion,
+        for_inference=net.for_inference,
     )
-    load_twin(twin.mod, net)
+    norm = {}
+    if not net.use_fts_bn:  # a norm that changes nothing
+        twin.mod.bn_fts.eps = 0.0
+        norm = {f"bn_fts.{name}": x for name, x in twin.mod.bn_fts.state_dict().items()}
+    load_twin(twin.mod, net, **norm)
     return twin.eval()

@@ -7,6 +7,8 @@ from torch import nn
 
 from jetzoo import UserError
 
+from ..repository import reason
+
 # Jets to calibrate with: more change nothing (benchmarks/quantization.py --calibration).
 CALIBRATION_JETS = 512
 
@@ -31,8 +33,16 @@ def first_jets(calibration, limit=CALIBRATION_JETS):
             return
 
 
-def calibration_batches(calibration, limit=CALIBRATION_JETS):
-    """The first jets of what a user gave, as a list of tuples of the four inputs.
+def calibration_batches(calibration, limit=CALIBRATION_JETS, usual=True):
+    """The first jets of what a user gave, as a list of tuples of the inputs.
+
+    Parameters
+    ----------
+    calibration
+        See :func:`jetzoo.int8.quantize.quantize`.
+    limit : int
+    usual : bool
+        The network takes (points, features, lorentz_vectors, mask), which are checked here.
 
     Raises
     ------
@@ -41,25 +51,33 @@ def calibration_batches(calibration, limit=CALIBRATION_JETS):
     """
     batches = []
     for batch in first_jets(calibration, limit):
-        shapes = [tuple(x.shape) for x in batch if torch.is_tensor(x) and x.ndim == 3]
-        if len(shapes) != 4 or any((b, 1, n) != shapes[3] for b, _, n in shapes):
-            raise UserError(
-                "Calibration jets are the four inputs of a network, (B, C, N) and a mask, or "
-                "batches of weaver's loader."
-            )
-        jets = [x.cpu() for x in batch]
-        *inputs, mask = jets
-        real = mask.bool()
-        bad = ~torch.stack([(x.isfinite() | ~real).flatten(1).all(1) for x in inputs]).all(0)
-        if bad.any():
-            raise UserError(
-                f"{int(bad.sum())} of {len(bad)} calibration jets have values that are NaN or "
-                "infinite: clean the file, or give another one."
-            )
-        batches.append(tuple(jets))
+        if usual:
+            _check_usual(batch)
+        batches.append(tuple(x.cpu() for x in batch))
     if not sum(len(batch[0]) for batch in batches):
         raise UserError("There are no jets to calibrate with.")
     return batches
+
+
+def _check_usual(batch):
+    shapes = [tuple(x.shape) for x in batch if torch.is_tensor(x) and x.ndim == 3]
+    if len(shapes) != 4 or any((b, 1, n) != shapes[3] for b, _, n in shapes):
+        raise UserError(
+            "Calibration jets are the four inputs of a network, (B, C, N) and a mask, or "
+            "batches of weaver's loader."
+        )
+    *inputs, mask = batch
+    real = mask.bool()
+    _check_finite(torch.stack([(x.isfinite() | ~real).flatten(1).all(1) for x in inputs]).all(0))
+
+
+def _check_finite(finite):
+    """Raise a :class:`jetzoo.UserError` unless all jets (B,) are finite."""
+    if not finite.all():
+        raise UserError(
+            f"{int((~finite).sum())} of {len(finite)} calibration jets have values that are NaN or "
+            "infinite: clean the file, or give another one."
+        )
 
 
 @dataclass
@@ -114,10 +132,9 @@ def observe(engine, layers, batches):
         torch.set_num_threads(1)  # micro-batches one after the other
         with torch.no_grad():
             for batch in batches:
-                engine(*batch)
-    except RuntimeError as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"The calibration jets do not fit the network: {reason}") from error
+                _check_finite(engine(*batch).flatten(1).isfinite().all(1))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"The calibration jets do not fit the network: {reason(error)}.") from error
     finally:
         torch.set_num_threads(threads)
         for handle in handles:

@@ -13,8 +13,10 @@ from pathlib import Path
 import torch
 
 from jetzoo import UserError, data_config, repository, tables
+from jetzoo.labels import outputs
 
 from ..checkpoint import check_numbers
+from ..engine import stock
 from ..engine.folding import fold, freeze
 from .layers import dense, layers_of, quantized
 from .methods import METHODS
@@ -38,7 +40,7 @@ KINDS = ("float32", "float16", "bfloat16", "int8", "uint8", "int32", "int64", "b
 LARGEST_OPTION = 2**13
 
 # Options that change nothing of a trained network.
-NEUTRAL = ("seed", "use_amp", "compile_model", "fast", "quantize")
+NEUTRAL = ("seed", "use_amp", "compile_model", "fast", "quantize", "loss")
 
 
 def save(quantized, path, network, config, options=None):
@@ -131,7 +133,7 @@ def read(content, path, network=None, config=None, options=None):
         found = data_config.from_options(content["data_config"])
     if config is not None:
         given = data_config.read(config)
-        if (given.input_dicts, given.label_value) != (found.input_dicts, found.label_value):
+        if (given.input_dicts, outputs(given)) != (found.input_dicts, outputs(found)):
             raise UserError(f"{path} was made with other inputs or classes than {config}.")
     try:
         restored = _restore(content, found, network)
@@ -227,7 +229,7 @@ def _restore(content, config, network):
     options = {key: value for key, value in content["options"].items() if key not in NEUTRAL}
     model, _ = repository.build_network(network, config, **options)
     frozen = freeze(model, "cpu")
-    engine = fold(frozen)
+    engine = stock.rewrite(frozen) if stock.find(frozen) else fold(frozen)
     engine = frozen if engine is None else engine
     matrices = matrices_of(engine)
     rounded = {k: v for k, v in state.items() if k.removesuffix(".scale") in matrices}

@@ -18,6 +18,7 @@ from torch import nn
 
 from jetzoo import UserError
 
+from ..engine.forms import takes_usual
 from .calibration import calibration_batches, choose_range, observe
 from .layers import dense, layers_of, quantized, round_rows
 from .methods import METHODS, OBSERVERS
@@ -54,10 +55,10 @@ class QuantizedNetwork(nn.Module):
         self.layers = layers
         self.rounded = rounded
 
-    def forward(self, points, features, lorentz_vectors, mask):
-        """(B, 2, N), (B, C, N), (B, 4, N) and (B, 1, N) to (B, num_classes)."""
+    def forward(self, *inputs, **named):
+        """What the network takes, to what it gives."""
         with torch.no_grad():
-            return self.engine(points, features, lorentz_vectors, mask)
+            return self.engine(*inputs, **named)
 
 
 def quantize(folded, calibration=None, method="static", *, keep=None, observer="percentile"):
@@ -68,7 +69,7 @@ def quantize(folded, calibration=None, method="static", *, keep=None, observer="
     folded : nn.Module
         See :func:`jetzoo.engine.folding.fold`; its layers are replaced in place.
     calibration : tuple of Tensor, iterable or DataLoader, optional
-        Jets like those to tag, of which the first 512 are used: the four inputs of the network, or
+        Jets like those to tag, of which the first 512 are used: the inputs of the network, or
         an iterable of such tuples, or of weaver's batches. Needed for ``"static"``; the other
         methods are more exact with it, see :meth:`QuantizedDense.correct`.
     method : {"static", "dynamic", "weight-only"}
@@ -91,7 +92,7 @@ def quantize(folded, calibration=None, method="static", *, keep=None, observer="
     check_device(next(x for x in (*folded.parameters(), *folded.buffers())).device)
     batches = None
     if calibration is not None:
-        batches = calibration_batches(calibration)
+        batches = calibration_batches(calibration, usual=takes_usual(folded))
     elif method == "static":
         raise UserError(
             "Static int8 needs jets to calibrate with: give calibration=, or take method 'dynamic'."

@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 from tqdm import tqdm
 
 from ..engine.folding import fold, freeze
+from ..engine.forms import takes_usual
 from .calibration import calibration_batches
 from .layers import round_rows
 from .quantize import quantize, stays_float
@@ -32,7 +33,7 @@ def fine_tune(frozen, jets, method="static"):
     frozen : nn.Module
         See :func:`jetzoo.engine.folding.freeze`; left as it is.
     jets : tuple of Tensor
-        The four inputs of some thousand jets; the first calibrate, the last quarter validates.
+        The inputs of some thousand jets; the first calibrate, the last quarter validates.
     method
         See :func:`quantize`.
 
@@ -40,7 +41,8 @@ def fine_tune(frozen, jets, method="static"):
     -------
     QuantizedNetwork
     """
-    (jets,) = calibration_batches(jets, limit=len(jets[0]))
+    usual = takes_usual(_folded(frozen))
+    (jets,) = calibration_batches(jets, limit=len(jets[0]), usual=usual)
     before = quantize(_folded(frozen), jets, method)
     count = len(jets[0]) - min(VALIDATION_JETS, len(jets[0]) // 4)
     with torch.no_grad():

@@ -13,6 +13,9 @@ Examples
 
 from . import counterparts, figures, measures
 from .ablation import Ablation, ablate, ablations, smallest_k
+from .circuit_report import CircuitReport, circuit
+from .explore import explore
+from .probe_report import ProbeReport, probe
 from .recorder import Record, record, replaced
 from .report import AttentionReport, explain
 from .sample import Batch, batches, read_jets
@@ -21,17 +24,22 @@ from .studies import Study, look, study
 __all__ = [
     "Ablation",
     "Batch",
+    "CircuitReport",
+    "ProbeReport",
     "Record",
     "AttentionReport",
     "Study",
     "ablate",
     "ablations",
     "batches",
+    "circuit",
     "counterparts",
     "explain",
+    "explore",
     "figures",
     "look",
     "measures",
+    "probe",
     "read_jets",
     "record",
     "replaced",

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from jetzoo import UserError
 from jetzoo.attention.reference import weights as attention_weights
-from jetzoo.jets import true_labels
+from jetzoo.jets import true_classes
 from jetzoo.metrics.numbers import evaluate
 
 from .measures import keep_top
@@ -110,9 +110,9 @@ def ablate(tagger, jets, *, batch_size=64):
     changes = ablations(tagger.model)
     if len(changes) == 1:
         raise UserError("This network has no attention that an ablation can change.")
-    labels = true_labels(tagger, jets)
+    labels = true_classes(tagger, jets)
     if labels is None:
-        raise UserError("The jets have no labels, so that ablations have no metrics.")
+        raise UserError("The jets have no labels of classes, so that ablations have no metrics.")
     if len(np.unique(labels)) < 2:
         raise UserError("The jets are of one class, so that ablations have no AUC.")
     core = transformer(tagger.model)
@@ -123,7 +123,7 @@ def ablate(tagger, jets, *, batch_size=64):
             labels.append(part.labels)
             outputs = {}
             for change, found in zip(changes, scores, strict=True):
-                with _known(core, change, outputs), replaced(tagger.model, change.weights):
+                with known(core, change, outputs), replaced(tagger.model, change.weights):
                     logits = tagger.model(*part.inputs)
                 found.append(logits.float().softmax(1).cpu().numpy())
                 bar.update(len(part))
@@ -134,7 +134,7 @@ def ablate(tagger, jets, *, batch_size=64):
     ]
 
 
-def _known(core, change, outputs):
+def known(core, change, outputs):
     """Context in which what comes before a change is not computed again.
 
     Parameters

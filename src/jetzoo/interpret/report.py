@@ -7,12 +7,15 @@ import numpy as np
 
 from jetzoo import UserError
 from jetzoo import page as pages
+from jetzoo.acceleration import counterpart
 from jetzoo.jets import finite
+from jetzoo.tagger import Tagger
 
 from .ablation import ablate, ablation_rows
+from .explorer import explorer
 from .panels import study_panels
 from .recorder import is_graph, transformer
-from .sample import read_jets, typical
+from .sample import check_groups, read_jets, typical
 from .studies import Study, initial, study
 from .summary import ablation_lines, as_json, measure_rows, summary, top_k_sentence
 
@@ -30,6 +33,8 @@ class AttentionReport:
     panels : list of Panel
     notes : list of str
         Sentences on what is missing.
+    explorer : str
+        The page of `jetzoo explore` with the jets that are drawn.
     """
 
     about: dict
@@ -37,9 +42,12 @@ class AttentionReport:
     ablations: list
     panels: list
     notes: list
+    explorer: str
 
     def write(self, folder):
-        """Write figures (PNG, PDF), measures (CSV, JSON), ablations (CSV) and ``index.html``.
+        """Write figures (PNG, PDF), measures (CSV, JSON), ablations (CSV) and two pages.
+
+        ``index.html`` shows all figures, ``explore.html`` the jets that are drawn.
 
         Returns
         -------
@@ -50,6 +58,7 @@ class AttentionReport:
         contents["measures.json"] = as_json(self.about, self.study, self.ablations, self.notes)
         if self.ablations:
             contents["ablation.csv"] = pages.csv_text(ablation_rows(self.ablations))
+        contents["explore.html"] = self.explorer
         contents["index.html"] = self.page(contents)
         return pages.write(folder, contents)
 
@@ -81,6 +90,10 @@ class AttentionReport:
             pairs = zip(about["classes"], about["num_jets_per_class"], strict=True)
             lines.append(", ".join(f"{number:,} {name}" for name, number in pairs))
         body = [f"<p>{html.escape(line)}</p>" for line in (": ".join(lines), *self.notes)]
+        body.append(
+            '<p><a href="explore.html">Explore the attention of the jets that are drawn below</a>, '
+            "particle by particle.</p>"
+        )
         overall = [(text, value) for _, text, _, value in summary(self.study)]
         if overall:
             body.append("<h2>Measures</h2><p>Means over jets, layers and heads.</p>")
@@ -134,24 +147,27 @@ def explain(
         If the network has nothing to look at, or the jets cannot be read or, for ablations, are not
         of two known classes.
     """
+    tagger = Tagger(counterpart(tagger.model), tagger.data_config, tagger.device)
     check_network(tagger.model, network)
-    sample, index, notes = _finite_jets(tagger, read_jets(tagger, files, jets), jets)
+    check_groups(tagger)
+    sample, index, notes = finite_jets(tagger, read_jets(tagger, files, jets), jets)
     # First, because it is what may refuse the jets.
     results = ablate(tagger, sample, batch_size=batch_size) if with_ablations else []
     named = jets is not None and not isinstance(jets, int)
     untrained = None
     if transformer(tagger.model) is not None:
         untrained = initial(network, tagger, sample, **options)
+    drawn = list(range(len(sample))) if named else typical(tagger, sample)
     found = study(
         tagger,
         sample,
-        draw=range(len(sample)) if named else typical(tagger, sample),
+        draw=drawn,
         untrained=untrained,
         batch_size=batch_size,
         num_subjets=num_subjets,
     )
-    for drawn in found.drawn:
-        drawn.index = int(index[drawn.index])
+    for one in found.drawn:
+        one.index = int(index[one.index])
     if not found.has_types:
         notes.append("The jets have no particle types: all particles are drawn as dots.")
     if not found.has_subjets:
@@ -165,10 +181,12 @@ def explain(
         "num_jets_per_class": found.num_per_class,
     }
     panels = study_panels(tagger.model, found, results)
-    return AttentionReport(about, found, results, panels, notes)
+    scores = tagger.predict(sample[drawn])
+    page, notes = explorer(network, tagger.classes, found.drawn, scores, notes)
+    return AttentionReport(about, found, results, panels, notes, page)
 
 
-def _finite_jets(tagger, sample, selection):
+def finite_jets(tagger, sample, selection):
     """Leave out jets with inputs that are NaN or infinite, of which there is no attention.
 
     Returns

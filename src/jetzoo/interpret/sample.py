@@ -6,7 +6,9 @@ import awkward as ak
 import numpy as np
 import torch
 
-from jetzoo.jets import num_particles, true_labels
+from jetzoo import UserError
+from jetzoo.groups import collections
+from jetzoo.jets import num_particles, true_classes
 from jetzoo.jets import read_jets as read_branches
 from jetzoo.nn.packing import pt_order
 
@@ -89,37 +91,81 @@ def batches(tagger, jets, batch_size=64, num_subjets=None):
 
 def batch(tagger, jets, num_subjets=None):
     """Put all jets into one :class:`Batch`; arguments are those of :func:`batches`."""
-    inputs = tagger.inputs(jets)
-    points, features, vectors, mask = (torch.from_numpy(x) for x in inputs.values())
-    real = mask[:, 0] > 0
-    pt2 = pt_order(vectors, real[:, None])
-    order = pt2.argsort(dim=1, descending=True, stable=True)  # (B, N)
-    points, features, vectors, mask = (
-        x.gather(2, order[:, None].expand_as(x)) for x in (points, features, vectors, mask)
+    inputs = {name: torch.from_numpy(x) for name, x in tagger.inputs(jets).items()}
+    found = check_groups(tagger)
+    parts = []
+    for groups in found:
+        is_typed = len(found) == 1 or groups["mask"].startswith("pf_")
+        parts.append(_sorted(inputs, groups, jets if is_typed else None))
+    # One collection after the other, without the padding between them, as networks see them.
+    points, vectors, mask, types = (torch.cat(x, dim=2) for x in zip(*parts, strict=True))
+    order = mask[:, 0].byte().argsort(dim=1, descending=True, stable=True)[:, None]
+    length = max(int(mask.sum(2).max()), 1)
+    points, vectors, mask, types = (
+        x.gather(2, order.expand_as(x))[..., :length] for x in (points, vectors, mask, types)
     )
-    length = max(int(real.sum(1).max()), 1)
-    real = mask[:, 0, :length] > 0
-    labels = true_labels(tagger, jets)
+    real = mask[:, 0]
+    labels = true_classes(tagger, jets)
     if num_subjets is None:
         three = [tagger.classes.index(c) for c in THREE_PRONGED if c in tagger.classes]
         num_subjets = 2 if labels is None else np.where(np.isin(labels, three), 3, 2)
     subjets = None
     if has_fastjet():
-        momenta = vectors[..., :length].transpose(1, 2).numpy()
+        momenta = vectors.transpose(1, 2).numpy()
         found = exclusive_subjets(momenta, real.numpy(), num_subjets)
         subjets = torch.from_numpy(found).to(tagger.device)
-    types = _types(jets, order.shape[1]).gather(1, order)[:, :length].masked_fill(~real, -1)
     device = tagger.device
     return Batch(
-        tuple(x.to(device) for x in (points, features, vectors, mask)),
+        tuple(x.to(device) for x in inputs.values()),
         real.to(device),
-        pt2.gather(1, order)[:, :length].clamp(min=0).sqrt().float().to(device),
-        points[:, 0, :length].masked_fill(~real, 0).to(device),
-        points[:, 1, :length].masked_fill(~real, 0).to(device),
-        types.to(device),
+        torch.hypot(vectors[:, 0], vectors[:, 1]).masked_fill(~real, 0).to(device),
+        points[:, 0].masked_fill(~real, 0).to(device),
+        points[:, 1].masked_fill(~real, 0).to(device),
+        types[:, 0].masked_fill(~real, -1).to(device),
         labels,
         subjets,
     )
+
+
+def check_groups(tagger):
+    """The groups of each collection by kind, see :func:`jetzoo.groups.collections`.
+
+    Raises
+    ------
+    UserError
+        If groups are missing that the figures need.
+    """
+    found = [groups for groups in collections(tagger.data_config).values() if "mask" in groups]
+    if not found:
+        raise UserError("Attention is that of particles, and the data config has no mask of any.")
+    for groups in found:
+        for what in ("points", "lorentz_vectors"):
+            if what not in groups:
+                raise UserError(
+                    f"Attention is drawn at the {what.replace('lorentz_', '')} of particles, and "
+                    f"beside {groups['mask']} the data config has none."
+                )
+    return found
+
+
+def _sorted(inputs, groups, jets):
+    """Put the members of a collection in order of descending pT, in ``inputs``, too.
+
+    ``jets`` have the types of its particles; None if they are those of another collection.
+
+    Returns
+    -------
+    points, vectors, mask, types : Tensor, (B, C, N)
+    """
+    points, vectors, mask = (groups[kind] for kind in ("points", "lorentz_vectors", "mask"))
+    key = pt_order(inputs[vectors], inputs[mask] > 0)
+    order = key.argsort(dim=1, descending=True, stable=True)[:, None]  # (B, 1, N)
+    for name in groups.values():
+        inputs[name] = inputs[name].gather(2, order.expand_as(inputs[name]))
+    types = torch.full_like(order, -1)
+    if jets is not None:
+        types = _types(jets, order.shape[2])[:, None].gather(2, order)
+    return inputs[points], inputs[vectors], inputs[mask] > 0, types
 
 
 def typical(tagger, jets, most=3, particles=10):
@@ -138,7 +184,7 @@ def typical(tagger, jets, most=3, particles=10):
     -------
     list of int
     """
-    labels = true_labels(tagger, jets)
+    labels = true_classes(tagger, jets)
     labels = np.zeros(len(jets), int) if labels is None else labels
     counts = num_particles(tagger, jets)
     return [

@@ -8,6 +8,7 @@ from torch import nn
 from tqdm import tqdm
 
 from jetzoo import UserError
+from jetzoo.acceleration import counterpart
 from jetzoo.repository import network_module
 from jetzoo.state import restored
 
@@ -230,4 +231,4 @@ def initial(network, tagger, jets, seed=0, **options):
         model.train()
         with torch.no_grad():
             model(*batch(tagger, jets[:FIRST_BATCH]).inputs)
-    return model.eval()
+    return counterpart(model.eval())

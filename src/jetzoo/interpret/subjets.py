@@ -32,6 +32,7 @@ def exclusive_subjets(vectors, mask, num_subjets):
     import fastjet
 
     found = np.full(mask.shape, -1)
+    vectors = vectors.astype(np.float64)  # sums of float32 may overflow
     num_subjets = np.broadcast_to(num_subjets, len(mask))
     definition = fastjet.JetDefinition(fastjet.kt_algorithm, 1.0)
     for number in np.unique(num_subjets):
@@ -39,7 +40,7 @@ def exclusive_subjets(vectors, mask, num_subjets):
         if not len(jets):
             continue
         counts = mask[jets].sum(1)
-        flat = vectors[jets][mask[jets]].astype(np.float64)  # (particles, 4)
+        flat = vectors[jets][mask[jets]]  # (particles, 4)
         particles = ak.zip(
             {
                 name: ak.unflatten(flat[:, i], counts)

@@ -111,11 +111,21 @@ def _auc(labels, scores):
         return None
     if scores.shape[1] == 2:
         return float(roc_auc_score(labels == 0, _discriminant(scores, 0, 1)))
-    return float(
-        roc_auc_score(
-            labels, scores, multi_class="ovo", average="macro", labels=np.arange(scores.shape[1])
-        )
-    )
+    return _auc_of_pairs(labels, scores)
+
+
+def _auc_of_pairs(labels, scores):
+    """Mean over the pairs of classes of which there are jets, each way, of the AUC of a pair."""
+    rows = {c: scores[labels == c] for c in np.unique(labels)}
+    areas = []
+    for signal, jets in rows.items():
+        own = np.sort(jets[:, signal])
+        for other, others in rows.items():
+            if other != signal:
+                values = others[:, signal]
+                lower, upper = (own.searchsorted(values, side) for side in ("left", "right"))
+                areas.append(1 - (lower + upper).mean() / (2 * len(own)))
+    return float(np.mean(areas))
 
 
 def _discriminant(scores, signal, background):

@@ -6,16 +6,19 @@ import numpy as np
 from jetzoo import UserError, tables
 
 
-def read_predictions(files, classes=None):
+def read_predictions(files, classes=None, label="_label_"):
     """Read the output of ``weaver --predict`` or ``jetzoo predict``, several files as one.
 
     Parameters
     ----------
     files : sequence of str or Path
         ROOT files carry the class names in their ``score_<class>`` branches; parquet files hold one
-        ``scores`` array without names.
+        ``scores`` array without names. Where the data config has labels of type custom, weaver's
+        ROOT files hold one array ``output`` without names.
     classes : sequence of str, optional
-        Class names for parquet files; ``class_0``, ``class_1``, ... if not given.
+        Class names for files without; ``class_0``, ``class_1``, ... if not given.
+    label : str
+        Branch of the true class, as weaver names it; ``_label_`` unless labels are of type custom.
 
     Returns
     -------
@@ -34,21 +37,20 @@ def read_predictions(files, classes=None):
     for path in files:
         branches, _ = tables.describe(path)
         names = [name.removeprefix("score_") for name in branches if name.startswith("score_")]
-        if not names and "scores" not in branches:
+        columns = [f"score_{name}" for name in names] or [_array(branches, path)]
+        truth = label if label in branches else "_label_"
+        if truth not in branches:
             raise UserError(
-                f"{path} is not weaver's output: it has no branch scores or score_<class>, "
-                f"but {', '.join(branches[:5]) or 'none'}."
+                f"{path} has no branch {label}: the truth of these jets is unknown; for labels of "
+                "type custom, --data-config names it."
             )
-        if "_label_" not in branches:
-            raise UserError(f"{path} has no branch _label_: the truth of these jets is unknown.")
-        columns = [f"score_{name}" for name in names] or ["scores"]
-        table = tables.read(path, [*columns, "_label_"])
+        table = tables.read(path, [*columns, truth])
         with tables.about(path):
-            labels = _numbers(table["_label_"], "_label_", 1)
+            labels = _numbers(table[truth], truth, 1)
             if names:
                 scores = np.stack([_numbers(table[name], name, 1) for name in columns], axis=1)
             else:
-                scores = _numbers(table["scores"], "scores", 2)
+                scores = _numbers(table[columns[0]], columns[0], 2)
         if not names:
             names = classes or [f"class_{i}" for i in range(scores.shape[1])]
             if len(names) != scores.shape[1]:
@@ -65,6 +67,58 @@ def read_predictions(files, classes=None):
             all_labels.append(check_labels(labels, len(names)))
         all_scores.append(scores)
     return np.concatenate(all_labels), np.concatenate(all_scores), found
+
+
+def _array(branches, path):
+    """Name of the array of what a network gave, or a :class:`jetzoo.UserError`."""
+    for name in ("scores", "output"):
+        if name in branches:
+            return name
+    raise UserError(
+        f"{path} is not weaver's output: it has no branch scores or score_<class>, "
+        f"but {', '.join(branches[:5]) or 'none'}."
+    )
+
+
+def read_targets(files, targets):
+    """Read the output of a regression, several files as one.
+
+    Parameters
+    ----------
+    files : sequence of str or Path
+        Their branch ``output`` (ROOT) or ``scores`` (parquet) holds what was predicted.
+    targets : sequence of str
+        Branches of the truth.
+
+    Returns
+    -------
+    truth, predicted : ndarray, float64, (num_jets, num_targets)
+
+    Raises
+    ------
+    UserError
+        If a file is not weaver's, or has no such branches.
+    """
+    found = []
+    for path in files:
+        branches, _ = tables.describe(path)
+        array = _array(branches, path)
+        if missing := [name for name in targets if name not in branches]:
+            raise UserError(
+                f"{path} has no branch {', '.join(missing)}: the truth of these jets is unknown."
+            )
+        table = tables.read(path, [array, *targets])
+        with tables.about(path):
+            truth = np.stack([_numbers(table[name], name, 1) for name in targets], axis=1)
+            values = _numbers(table[array], array, table[array].ndim).reshape(len(truth), -1)
+            if values.shape != truth.shape:
+                raise UserError(
+                    f"Branch {array} has {values.shape[1]} numbers for each jet, and there are "
+                    f"{len(targets)} targets."
+                )
+        found.append((truth.astype(float), values.astype(float)))
+    truth, predicted = map(np.concatenate, zip(*found, strict=True))
+    return truth, predicted
 
 
 def _numbers(column, name, ndim):
@@ -129,4 +183,25 @@ def write_predictions(path, classes, scores, labels=None, observers=None):
             table[f"score_{name}"] = scores[:, index]
     if labels is not None:
         table["_label_"] = labels
+    tables.write(path, ak.Array({**table, **(observers or {})}))
+
+
+def write_targets(path, targets, predicted, truth=None, observers=None):
+    """Write what a regression predicts as weaver does, so that :func:`read_targets` reads it.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``.root``: branch ``output``; ``.parquet``: ``scores``.
+    targets : sequence of str
+    predicted : ndarray, (num_jets, num_targets)
+    truth : ndarray, (num_jets, num_targets), optional
+        Written under the names of the targets.
+    observers : dict of array, optional
+        Further branches, as they are.
+    """
+    array = "scores" if tables.check_format(path).suffix == ".parquet" else "output"
+    table = {array: predicted[:, 0] if len(targets) == 1 else predicted}
+    if truth is not None:
+        table |= dict(zip(targets, truth.T, strict=True))
     tables.write(path, ak.Array({**table, **(observers or {})}))

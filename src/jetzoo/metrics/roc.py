@@ -1,19 +1,21 @@
-"""The ROC figure, and the report of an evaluation."""
-
-import io
-import json
+"""The ROC figure."""
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from jetzoo import tables
-from jetzoo.style import OKABE_ITO, STYLE, class_name, save
+from jetzoo.style import OKABE_ITO, STYLE, class_name
 
 from .numbers import checked, curves, working_points
 
 # Curves end where fewer jets pass: the rejection is then known to worse than 50%.
 MIN_PASSING = 4
+
+
+def figures(labels, scores, classes):
+    """The figure of :func:`roc_figure` as ``roc``, or none."""
+    figure = roc_figure(labels, scores, classes)
+    return {"roc": figure} if figure else {}
 
 
 def roc_figure(labels, scores, classes):
@@ -79,31 +81,3 @@ def roc_figure(labels, scores, classes):
         else:
             axes.legend(title=f"vs {background}", alignment="left", ncols=2)
     return figure
-
-
-def write_report(metrics, figure, folder):
-    """Write ``metrics.json`` and, if there is a figure, ``roc.pdf`` and ``roc.png``.
-
-    Returns
-    -------
-    list of Path
-        The files written.
-
-    Raises
-    ------
-    UserError
-        If one of them cannot be written; none is written if a folder has its name.
-    """
-    folder = tables.writable_folder(folder)
-    numbers, *drawings = paths = [
-        tables.check_output(folder / name)
-        for name in ("metrics.json", *(("roc.pdf", "roc.png") if figure else ()))
-    ]
-    with tables.atomic(numbers) as partial:
-        partial.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-    for path in drawings:
-        drawn = io.BytesIO()  # on a full disk matplotlib would fail in ways of its own
-        save(figure, drawn, format=path.suffix[1:], dpi=200)
-        with tables.atomic(path) as partial:
-            partial.write_bytes(drawn.getbuffer())
-    return paths

@@ -7,7 +7,6 @@ library at the same time wait for the first of them.
 
 import contextlib
 import ctypes
-import functools
 import hashlib
 import json
 import logging
@@ -22,6 +21,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from jetzoo import UserError
+
 from .structures import STRUCTURES
 
 try:
@@ -32,15 +33,17 @@ except ImportError:  # there is none on Windows
 logger = logging.getLogger("jetzoo")
 
 SOURCES = Path(__file__).parent
+# What is compiled for each instruction set of its own, and what is the same for all.
+PART_KERNELS = ("part_group", "part_layers", "part_pairs", "part_attention")
 LIBRARIES = {
-    "part": ("threads", "part", "part_layers", "part_pairs", "part_attention"),
-    "training": ("threads", "products", "attention", "chains", "dense", "pairs"),
+    "isa": ("isa",),
+    "part": ("threads", "workspace", "part", *PART_KERNELS),
+    "training": ("threads", "workspace", "products", "attention", "chains", "dense", "pairs"),
 }
 # Not -ffast-math: it changes how the whole process treats small numbers.
 FLAGS = [
     "-std=c++17",
     "-O3",
-    "-march=native",
     "-fPIC",
     "-pthread",
     "-fno-math-errno",
@@ -51,6 +54,17 @@ FLAGS = [
     "-Wall",
     "-Wno-psabi",
 ]
+AVX2 = ["-mavx2", "-mfma"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+# Options of the compiler for the instruction sets of isa.cpp.
+INSTRUCTION_SETS = {
+    "plain": [],
+    "avx2": AVX2,
+    "avxvnni": [*AVX2, "-mavxvnni"],
+    "avx512": AVX512,
+    "avx512vnni": [*AVX512, "-mavx512vnni"],
+    "neon": [],
+}
 
 # A failure that may pass is tried again at once, this often, and from then on after a while.
 TRIES = 3
@@ -89,17 +103,23 @@ def load(name):
 
     It is kept in ``$XDG_CACHE_HOME/jetzoo`` (``~/.cache/jetzoo``), or, if nothing can be written
     there, in a folder of this user in the temporary directory, under a name that depends on the
-    sources, the compiler and the processor. ``CXX`` chooses the compiler; ``JETZOO_NATIVE=0`` does
-    without kernels.
+    sources, the compiler and the instruction set: machines with different processors may share a
+    cache. ``CXX`` chooses the compiler; ``JETZOO_NATIVE=0`` does without kernels, and
+    ``JETZOO_ISA`` takes another instruction set than the best, see :func:`instruction_set`.
 
     Parameters
     ----------
-    name : {"part", "training"}
+    name : {"part", "training", "isa"}
 
     Returns
     -------
     ctypes.CDLL or None
         The reason for None is logged. A failure that may pass is tried again later.
+
+    Raises
+    ------
+    UserError
+        If the processor lacks the instruction set that ``JETZOO_ISA`` names.
     """
     try:
         return _state.libraries[name]
@@ -144,7 +164,16 @@ def _find_or_compile(name):
     if compiler is None or not shutil.which(compiler.split()[0]):
         raise Unavailable(f"no C++ compiler ({compiler or 'g++ or clang++'})")
     command = [*compiler.split(), *FLAGS]
-    file = f"{name}-{_digest(name, command)}.so"
+    file = name
+    if name != "isa":
+        isa = instruction_set()
+        if isa is None:
+            raise OSError("it is not known which instructions the processor has")
+        command += [f"-DISA={isa}", *INSTRUCTION_SETS[isa]]
+        if name == "training" and "avx512" in isa and load("isa").multiplies_bfloat16():
+            command.append("-mavx512bf16")
+        file += f"-{isa}"
+    file += f"-{_digest(name, compiler, command)}.so"
     failure = None
     for folder in _folders():
         path = folder / file
@@ -162,10 +191,37 @@ def _find_or_compile(name):
     raise failure or OSError("there is no folder that the kernels can be kept in")
 
 
-def _digest(name, command):
-    """What a library depends on: its sources, the compiler and its flags, and the processor."""
-    version = _run([*command[: -len(FLAGS)], "--version"], check=False).stdout
-    digest = hashlib.sha256("\n".join((version, *command, _processor())).encode())
+def instruction_set():
+    """Name of the instruction set that the kernels are compiled for, such as ``"avx512vnni"``.
+
+    Returns
+    -------
+    str or None
+        The best of :data:`INSTRUCTION_SETS` that the processor has, or the one that ``JETZOO_ISA``
+        names; None if that cannot be found out now.
+
+    Raises
+    ------
+    UserError
+        If the processor lacks what ``JETZOO_ISA`` names.
+    """
+    library = load("isa")
+    if library is None:
+        return None
+    find = library.name_of_instruction_set
+    find.argtypes, find.restype = (ctypes.c_char_p,), ctypes.c_char_p
+    wanted = os.environ.get("JETZOO_ISA", "")
+    found = find(wanted.encode())
+    if found is None:
+        there = ", ".join(name for name in INSTRUCTION_SETS if find(name.encode()))
+        raise UserError(f"JETZOO_ISA asks for {wanted!r}, but this processor has {there}.")
+    return found.decode()
+
+
+def _digest(name, compiler, command):
+    """What a library depends on: its sources, the compiler and its options."""
+    version = _run([*compiler.split(), "--version"], check=False).stdout
+    digest = hashlib.sha256("\n".join((version, platform.machine(), *command)).encode())
     for path in (*_sources(name), *sorted(SOURCES.glob("*.h"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:20]
@@ -173,17 +229,6 @@ def _digest(name, command):
 
 def _sources(name):
     return [SOURCES / f"{source}.cpp" for source in LIBRARIES[name]]
-
-
-@functools.cache
-def _processor():
-    """What -march=native looks at: a home folder may be shared by different machines."""
-    try:
-        with open("/proc/cpuinfo") as info:
-            lines = [x for x in info if x.startswith(("flags", "Features", "model", "cpu family"))]
-    except OSError:
-        lines = []
-    return platform.machine() + "".join(sorted(set(lines)))
 
 
 def _folders():
@@ -226,7 +271,7 @@ def _compile(name, command, path):
     with _between_processes(path.with_name(path.name + ".lock")):
         if _is_whole(path):
             return
-        logger.info("compiling the kernels %r for this processor", name)
+        logger.info("compiling the kernels %r", name)
         with tempfile.TemporaryDirectory(
             prefix=".compiling-", dir=path.parent, ignore_cleanup_errors=True
         ) as folder:

@@ -28,7 +28,12 @@ def library():
 
 
 def obstacle(folded):
-    """Why the kernels cannot run a folded network, or None.
+    """Why the kernels cannot run a folded network here, or None; see :func:`unfit`."""
+    return unfit(folded) or ("they are not compiled" if library() is None else None)
+
+
+def unfit(folded):
+    """Why the kernels cannot run a folded network anywhere, or None.
 
     Parameters
     ----------
@@ -40,8 +45,6 @@ def obstacle(folded):
         return "they compute in float32 and int8"
     if not len(folded.mixers) or not len(folded.cls_mixers):
         return "it lacks blocks of particles, or of the class token"
-    if library() is None:
-        return "they are not compiled"
     dims = [layer.weight.shape[0] for layer in (*folded.embed.layers, folded.feed_forwards[0].fc1)]
     num_heads = folded.mixers[0].num_heads
     dim = folded.cls_token.shape[-1]
@@ -71,10 +74,8 @@ class NativePart(nn.Module):
         self._pack()
 
     def _pack(self):
-        kernels = library()
-        self._weights = None
-        if kernels is not None:  # there may be no compiler where a pickled engine is read
-            self._weights = PackedWeights(self.folded, kernels.rows_per_kernel())
+        # There may be no compiler where a pickled engine is read.
+        self._weights = None if library() is None else PackedWeights(self.folded)
 
     def __getstate__(self):
         """Without addresses, which mean nothing in a copy."""

@@ -3,6 +3,8 @@
 
 #include "part_dense.h"
 
+namespace ISA {
+
 // Attention of one head of one jet to itself for N vectors of queries: the lanes are queries.
 template <int N>
 static void attend_head(const float* q, const float* k, const float* v, const float* bias,
@@ -57,12 +59,12 @@ static void attend_head(const float* q, const float* k, const float* v, const fl
     }
 }
 
-void particle_attention(const NetworkWeights& net, const std::vector<Jet>& jets, const float* qkv,
+void particle_attention(const NetworkWeights& net, const Jets& jets, const float* qkv,
                         const float* bias, float* mixed, long ld, Workspace& work) {
     const int dim = net.dim, heads = net.num_heads, head_dim = dim / heads;
     for (const Jet& jet : jets) {
         const long width = round_up(jet.size, W);
-        float* scores = reserve(work.scores, (jet.size + 1) * TILE);
+        float* scores = work.scores.numbers<float>((jet.size + 1) * TILE);
         for (int h = 0; h < heads; h++) {
             const float* q = qkv + h * head_dim * ld + jet.first;
             const float* matrix = bias ? bias + jet.bias + h * jet.size * width : nullptr;
@@ -77,14 +79,14 @@ void particle_attention(const NetworkWeights& net, const std::vector<Jet>& jets,
     }
 }
 
-// Scores (heads, width) of the `n` tokens of a jet for queries (H / PM, D, PM).
+// Scores (heads, width) of the `n` tokens of a jet for queries (H / ROWS, D, ROWS).
 static void class_scores(const float* queries, int padded, int dim, const float* tokens,
                          const float* spreads, long ld, int n, float* scores, long width) {
     for (int h = 0; h < padded; h += PM)
         tiles(n, [&](auto size, long t) {
             constexpr int N = decltype(size)::value;
             vf sum[PM][N] = {};
-            multiply<N>(queries + h * dim, tokens + t, ld, dim, sum);
+            multiply<N>(rows_from(queries, h, dim), tokens + t, ld, dim, sum);
             for (int r = 0; r < PM; r++)
                 for (int v = 0; v < N; v++)
                     store(scores + (h + r) * width + t + v * W,
@@ -111,12 +113,12 @@ static float class_softmax(float* score, float& own, float own_spread, const flo
 }
 
 void class_attention(const NetworkWeights& net, const ClassBlockWeights& block,
-                     const std::vector<Jet>& jets, const float* x, long ld, const float* inverse,
+                     const Jets& jets, const float* x, long ld, const float* inverse,
                      float* cls, float* out, Workspace& work) {
     const Ones<1> one;
     const int dim = net.dim, heads = net.num_heads, head_dim = dim / heads;
-    const int padded = round_up(heads, PM);
-    float* q = reserve(work.cls_wide, (heads + 1) * dim * W);
+    const int padded = round_up(heads, ROWS);
+    float* q = work.cls_wide.numbers<float>((heads + 1) * dim * W);
     float* keys = q + dim * W;  // (H, D, W): the query, seen through the keys' matrices
     dense<1>(block.query, cls, W, dim, work, one.values, one.values,
              [&](int m, int, vf a) { store(q + m * W, a); });
@@ -128,21 +130,22 @@ void class_attention(const NetworkWeights& net, const ClassBlockWeights& block,
 
     vi lane;
     for (int i = 0; i < W; i++) lane[i] = i;
-    float* mean = reserve(work.cls_mean, heads * dim * W);
-    for (size_t b = 0; b < jets.size(); b++) {
-        const int n = jets[b].size, whole = n / W * W;
+    float* mean = work.cls_mean.numbers<float>(heads * dim * W);
+    for (const Jet& jet : jets) {
+        const long b = &jet - jets.first;
+        const int n = jet.size, whole = n / W * W;
         const vi real = lane < n - whole;  // lanes of the last vector that belong to this jet
         const long width = round_up(n, TILE) + TILE;
-        const float* tokens = x + jets[b].first;
-        const float* spreads = inverse + jets[b].first;
-        float* queries = reserve(work.heads, padded * dim);  // (H / PM, D, PM)
-        float* scores = reserve(work.scores, padded * width);
+        const float* tokens = x + jet.first;
+        const float* spreads = inverse + jet.first;
+        float* queries = work.heads.numbers<float>(padded * dim);  // (H / ROWS, D, ROWS)
+        float* scores = work.scores.numbers<float>(padded * width);
         float own[64];
         for (int h = 0; h < padded; h++) {
             own[h] = 0;
             for (int c = 0; c < dim; c++) {
                 float key = h < heads ? keys[(h * dim + c) * W + b] : 0.f;
-                queries[(h / PM * dim + c) * PM + h % PM] = key;
+                queries[(h / ROWS * dim + c) * ROWS + h % ROWS] = key;
                 own[h] += key * cls[c * W + b];
             }
             own[h] *= own_inverse[0][b];
@@ -165,3 +168,5 @@ void class_attention(const NetworkWeights& net, const ClassBlockWeights& block,
         dense<1>(block.value[h], mean + h * dim * W, W, dim, work, one.values, one.values,
                  [&](int m, int, vf a) { store(out + (h * head_dim + m) * W, a); });
 }
+
+}  // namespace ISA

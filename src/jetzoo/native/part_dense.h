@@ -2,26 +2,62 @@
 #pragma once
 #include <type_traits>
 
-#include "part.h"
+#include "part_kernels.h"
 
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
-INLINE vi dot4(vi sum, vi a, vi b) {  // four unsigned bytes of a times four signed ones of b
-#if defined(__AVX512VNNI__)
-    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
-#elif defined(__AVXVNNI__)
-    return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)a, (__m256i)b);
+namespace ISA {
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int PM = 8;  // output channels of a micro-kernel; with NV vectors it fills the registers
 #else
-    for (int i = 0; i < 32; i += 8) sum += ((a >> i) & 255) * ((b << (24 - i)) >> 24);
-    return sum;
+constexpr int PM = 4;
 #endif
+constexpr int NV = 3;         // vectors of tokens of a micro-kernel
+constexpr int TILE = NV * W;  // tokens
+static_assert(ROWS % PM == 0, "a micro-kernel takes its weights from one block of rows");
+
+// Four unsigned bytes of a times four signed ones of b. Without an instruction for it, the even and
+// the odd bytes are multiplied as numbers of 16 bits: all of these give the same integers.
+#if defined(__AVX512VNNI__)
+INLINE vi dot4(vi sum, vi a, vi b) {
+    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+}
+#elif defined(__AVXVNNI__)
+INLINE vi dot4(vi sum, vi a, vi b) {
+    return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)a, (__m256i)b);
+}
+#else
+typedef int16_t vs __attribute__((vector_size(4 * W)));
+typedef uint16_t vu __attribute__((vector_size(4 * W)));
+INLINE vi dot2(vs a, vs b) {
+#if defined(__AVX512BW__)
+    return (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+    return (vi)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+    return (((vi)a << 16) >> 16) * (((vi)b << 16) >> 16) + ((vi)a >> 16) * ((vi)b >> 16);
+#endif
+}
+INLINE vi dot4(vi sum, vi a, vi b) {
+    const vs even = (vs)((vu)a & 255), odd = (vs)((vu)a >> 8);
+    return sum + dot2(even, (vs)((vu)b << 8) >> 8) + dot2(odd, (vs)b >> 8);
+}
+#endif
+
+// The weights of the output channels from m on, a multiple of PM, in a matrix of k words a row.
+template <class Word>
+INLINE const Word* rows_from(const Word* weights, int m, int k) {
+    return weights + int64_t(m / ROWS) * ROWS * k + m % ROWS;
 }
 
 template <int N>
 INLINE void multiply(const float* w, const float* x, long ld, int k, vf (&sum)[PM][N]) {
-    for (int c = 0; c < k; c++, w += PM, x += ld) {
+    for (int c = 0; c < k; c++, w += ROWS, x += ld) {
         vf in[N];
 #pragma GCC unroll 4
         for (int v = 0; v < N; v++) in[v] = load(x + v * W);
@@ -36,7 +72,7 @@ INLINE void multiply(const float* w, const float* x, long ld, int k, vf (&sum)[P
 
 template <int N>
 INLINE void multiply_bytes(const int32_t* w, const int32_t* x, int k, vi (&sum)[PM][N]) {
-    for (int c = 0; c < k; c += 4, w += PM, x += N * W) {
+    for (int c = 0; c < k; c += 4, w += ROWS, x += N * W) {
         vi in[N];
 #pragma GCC unroll 4
         for (int v = 0; v < N; v++) memcpy(&in[v], x + v * W, sizeof(vi));
@@ -86,37 +122,41 @@ static void quantize_tile(const DenseWeights& layer, const float* x, long ld, in
         }
 }
 
+// y = scale * (W x) + bias for N vectors of tokens, in floats; epilogue(channel, v, y).
+template <int N, class Epilogue>
+INLINE void dense_floats(const DenseWeights& layer, const float* x, long ld, const vf (&scale)[N],
+                         Epilogue epilogue) {
+    const float* w = static_cast<const float*>(layer.weight);
+    for (int m = 0; m < layer.m; m += PM) {
+        vf sum[PM][N] = {};
+        multiply<N>(rows_from(w, m, layer.k), x, ld, layer.k, sum);
+#pragma GCC unroll 8
+        for (int r = 0; r < PM; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < N; v++)
+                epilogue(m + r, v, sum[r][v] * scale[v] + layer.bias[m + r]);
+    }
+}
+
 // y = after * (W (before * x)) + bias for N vectors of tokens; epilogue(channel, v, y).
 // `rows` is the number of channels of x, which may be less than what the weights are padded to.
 template <int N, class Epilogue>
 INLINE void dense(const DenseWeights& layer, const float* x, long ld, int rows, Workspace& work,
                   const vf (&before)[N], const vf (&after)[N], Epilogue epilogue) {
+    vf scale[N];
     if (!layer.bytes) {
-        vf scale[N];
         for (int v = 0; v < N; v++) scale[v] = before[v] * after[v];
-        const float* w = static_cast<const float*>(layer.weight);
-        for (int m = 0; m < layer.m; m += PM, w += PM * layer.k) {
-            vf sum[PM][N] = {};
-            multiply<N>(w, x, ld, layer.k, sum);
-#pragma GCC unroll 8
-            for (int r = 0; r < PM; r++)
-#pragma GCC unroll 4
-                for (int v = 0; v < N; v++)
-                    epilogue(m + r, v, sum[r][v] * scale[v] + layer.bias[m + r]);
-        }
+        dense_floats<N>(layer, x, ld, scale, epilogue);
         return;
     }
-    if (work.quantized.size() < size_t(layer.k / 4 * N * W))
-        work.quantized.resize(layer.k / 4 * N * W);
-    int32_t* bytes = work.quantized.data();
-    vf scale[N];
+    int32_t* bytes = work.quantized.numbers<int32_t>(layer.k / 4 * N * W);
     quantize_tile<N>(layer, x, ld, rows, before, bytes, scale);
     for (int v = 0; v < N; v++) scale[v] *= after[v];
     float zero = layer.bytes == 1 ? 128.f : layer.input_zero;
     const int32_t* w = static_cast<const int32_t*>(layer.weight);
-    for (int m = 0; m < layer.m; m += PM, w += PM * layer.k / 4) {
+    for (int m = 0; m < layer.m; m += PM) {
         vi sum[PM][N] = {};
-        multiply_bytes<N>(w, bytes, layer.k, sum);
+        multiply_bytes<N>(rows_from(w, m, layer.k / 4), bytes, layer.k, sum);
 #pragma GCC unroll 8
         for (int r = 0; r < PM; r++)
 #pragma GCC unroll 4
@@ -166,3 +206,5 @@ INLINE void tiles(long tokens, Function function) {
             function(std::integral_constant<int, 1>(), t);
     }
 }
+
+}  // namespace ISA

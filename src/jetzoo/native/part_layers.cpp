@@ -1,12 +1,14 @@
 // The dense layers of each token: embedding, projections before the attention, feed-forward.
 #include "part_dense.h"
 
+namespace ISA {
+
 template <int N>
 static void feed_forward_tile(const FeedForwardWeights& f, float* x, const float* mixed, long ld,
                               int dim, Workspace& work) {
     const Ones<N> one;
-    float* y = reserve(work.tile, dim * TILE);
-    float* hidden = reserve(work.hidden, f.fc1.m * TILE);
+    float* y = work.tile.numbers<float>(dim * TILE);
+    float* hidden = work.hidden.numbers<float>(f.fc1.m * TILE);
     vf sum[N] = {}, squares[N] = {}, inverse[N];
     dense<N>(f.out, mixed, ld, dim, work, one.values, one.values, [&](int m, int v, vf a) {
         store(y + m * TILE + v * W, a);
@@ -43,8 +45,8 @@ template <int N>
 static void embed_tile(const NetworkWeights& net, const float* features, float* x, long ld,
                        Workspace& work) {
     const Ones<N> one;
-    float* out = reserve(work.hidden, net.widest * TILE);
-    float* in = reserve(work.tile, net.widest * TILE);
+    float* out = work.hidden.numbers<float>(net.widest * TILE);
+    float* in = work.tile.numbers<float>(net.widest * TILE);
     const float* from = features;
     long stride = ld;
     int rows = net.num_features;
@@ -96,3 +98,5 @@ void feed_forward(const FeedForwardWeights& f, float* x, const float* mixed, lon
         feed_forward_tile<decltype(size)::value>(f, x + t, mixed + t, ld, dim, work);
     });
 }
+
+}  // namespace ISA

@@ -3,6 +3,8 @@
 
 #include "part_dense.h"
 
+namespace ISA {
+
 constexpr int PAIRS = 1024;   // pairs whose features are computed together
 // Limits of the pair features, as in jetzoo.nn.kinematics.
 constexpr double EPS = 1e-8, LARGEST = 1e38, SMALLEST = 1e-20;
@@ -42,7 +44,7 @@ static void pair_mlp(const NetworkWeights& net, const float* features, long ld, 
                      Workspace& work) {
     const Ones<N> one;
     float* hidden[2];
-    hidden[0] = reserve(work.pair_hidden, 2 * net.widest * TILE);
+    hidden[0] = work.pair_hidden.numbers<float>(2 * net.widest * TILE);
     hidden[1] = hidden[0] + net.widest * TILE;
     const float* from = features;
     long stride = ld;
@@ -64,7 +66,7 @@ static void pair_mlp(const NetworkWeights& net, const float* features, long ld, 
 
 void pair_bias(const NetworkWeights& net, int n, long stride, double* p, float* bias, long width,
                Workspace& work) {
-    float* pt = reserve(work.momenta, stride);
+    float* pt = work.momenta.numbers<float>(stride);
     std::fill(pt, pt + stride, 0.f);
     for (int i = 0; i < n; i++) {
         double x = p[i], y = p[stride + i], z = p[2 * stride + i], e = p[3 * stride + i];
@@ -74,8 +76,8 @@ void pair_bias(const NetworkWeights& net, int n, long stride, double* p, float* 
         pt[i] = std::min(std::sqrt(pt2), LARGEST);
     }
     long ld = PAIRS + n + 2 * TILE;
-    float* features = reserve(work.pair, 4 * ld);
-    float* out = reserve(work.pair_out, net.pair[net.num_pair - 1].m * ld);
+    float* features = work.pair.numbers<float>(4 * ld);
+    float* out = work.pair_out.numbers<float>(net.pair[net.num_pair - 1].m * ld);
     long count = 0;
     for (int i = 0, first = 0; i < n; i++) {
         pair_features(p, pt, stride, i, features + count, ld);
@@ -97,3 +99,5 @@ void pair_bias(const NetworkWeights& net, int n, long stride, double* p, float* 
         count = 0;
     }
 }
+
+}  // namespace ISA

@@ -10,26 +10,71 @@ from .structures import (
     ParticleBlockWeights,
 )
 
+ROWS = 8  # output channels whose weights stand together, as in part.h
 
-class PackedWeights:
+
+class PackedArrays:
+    """Copies of weights in the order in which the kernels read them.
+
+    Attributes
+    ----------
+    kept : list of Tensor or ctypes.Array
+        What structures point to.
+    """
+
+    def __init__(self):
+        self.kept = []
+
+    def floats(self, x):
+        """Address of a copy in float32."""
+        return self.address(x.float())
+
+    def address(self, x):
+        """Address of a copy, row by row, that lives as long as this object."""
+        if x.device.type != "cpu":
+            raise ValueError(f"the kernels read weights on a CPU, not on {x.device}")
+        x = x.detach().clone(memory_format=torch.contiguous_format)
+        self.kept.append(x)
+        return x.data_ptr()
+
+    def array(self, kind, items):
+        """An array of structures that lives as long as this object, or None if it is empty."""
+        if not items:
+            return None
+        array = (kind * len(items))(*items)
+        self.kept.append(array)
+        return array
+
+    def padded(self, x, size):
+        """``x`` (m, ...) with rows of zeros up to ``size``."""
+        return torch.cat((x, x.new_zeros(size - len(x), *x.shape[1:])))
+
+    def matrix(self, weight, bias=None):
+        """Structure of a float32 layer with a weight (out, into)."""
+        out, into = weight.shape
+        m = -(-out // ROWS) * ROWS
+        weight = self.padded(weight.float(), m).view(-1, ROWS, into).transpose(1, 2)
+        bias = weight.new_zeros(out) if bias is None else bias.float()
+        return DenseWeights(
+            weight=self.address(weight), bias=self.floats(self.padded(bias, m)), m=m, k=into
+        )
+
+
+class PackedWeights(PackedArrays):
     """The weights of a folded network in the order in which the kernels read them.
 
     Parameters
     ----------
     folded : FoldedTransformer
         Its layers are float32 or int8, on a CPU.
-    rows : int
-        Output channels that the kernels compute together.
 
     Attributes
     ----------
     struct : NetworkWeights
-        Refers to the copies of the weights that this object keeps.
     """
 
-    def __init__(self, folded, rows):
-        self.rows = rows
-        self.kept = []  # what the structures point to
+    def __init__(self, folded):
+        super().__init__()
         dim, num_heads = folded.cls_token.shape[-1], folded.mixers[0].num_heads
         embed, pair = folded.embed, folded.pair_embed
         pair_layers = [] if pair is None else list(pair.layers)
@@ -62,7 +107,7 @@ class PackedWeights:
             num_pair=len(pair_layers),
             num_blocks=len(blocks),
             num_cls_blocks=len(cls_blocks),
-            widest=max(dim, *widths) + self.rows,
+            widest=max(dim, *widths) + ROWS,
             pair_activated=pair is not None and pair.layers[-1].gelu,
             self_pairs=pair is not None and not pair.remove_self_pair,
             scale=self.floats(embed.scale),
@@ -74,28 +119,6 @@ class PackedWeights:
             cls_blocks=self.array(ClassBlockWeights, cls_blocks),
             cls_token=self.floats(folded.cls_token.flatten()),
         )
-
-    def floats(self, x):
-        """Address of a copy in float32."""
-        return self.address(x.float())
-
-    def address(self, x):
-        """Address of a copy, row by row, that lives as long as this object."""
-        if x.device.type != "cpu":
-            raise ValueError(f"the kernels read weights on a CPU, not on {x.device}")
-        x = x.detach().clone(memory_format=torch.contiguous_format)
-        self.kept.append(x)
-        return x.data_ptr()
-
-    def array(self, kind, items):
-        """An array of structures that lives as long as this object."""
-        array = (kind * len(items))(*items)
-        self.kept.append(array)
-        return array
-
-    def padded(self, x, size):
-        """``x`` (m, ...) with rows of zeros up to ``size``."""
-        return torch.cat((x, x.new_zeros(size - len(x), *x.shape[1:])))
 
     def chain(self, layers, into, out):
         """Structures of dense layers, each of which takes what the one before gives."""
@@ -125,9 +148,9 @@ class PackedWeights:
             return self.matrix(dense.weight, dense.bias)
         if dense.method == "weight-only":
             return self.matrix(dense.weight * dense.scale[:, None], dense.bias)
-        m, k = -(-out // self.rows) * self.rows, -(-into // 4) * 4
+        m, k = -(-out // ROWS) * ROWS, -(-into // 4) * 4
         weight = self.padded(self.padded(dense.weight.T, k).T, m)
-        packed = weight.view(m // self.rows, self.rows, k // 4, 4).transpose(1, 2)
+        packed = weight.view(m // ROWS, ROWS, k // 4, 4).transpose(1, 2)
         bias = dense.scale.new_zeros(out) if dense.bias is None else dense.bias
         static = dense.input_scale is not None
         return DenseWeights(
@@ -140,16 +163,6 @@ class PackedWeights:
             bytes=2 if static else 1,
             input_scale=float(dense.input_scale) if static else 0.0,
             input_zero=float(dense.input_zero_point) if static else 0.0,
-        )
-
-    def matrix(self, weight, bias=None):
-        """Structure of a float32 layer with a weight (out, into)."""
-        out, into = weight.shape
-        m = -(-out // self.rows) * self.rows
-        weight = self.padded(weight.float(), m).view(-1, self.rows, into).transpose(1, 2)
-        bias = weight.new_zeros(out) if bias is None else bias.float()
-        return DenseWeights(
-            weight=self.address(weight), bias=self.floats(self.padded(bias, m)), m=m, k=into
         )
 
     def feed_forward(self, out, f, dim):

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "workspace.h"
+
 #if defined(__AVX512F__)
 constexpr int W = 16;  // floats in a vector
 #elif defined(__AVX2__)
@@ -12,14 +14,15 @@ constexpr int W = 8;
 constexpr int W = 4;
 #endif
 
+// The namespace of what is compiled for this instruction set, beside the same for others.
+#ifndef ISA
+#define ISA plain
+#endif
+
 typedef float vf __attribute__((vector_size(4 * W)));
 typedef int32_t vi __attribute__((vector_size(4 * W)));
 typedef double vd __attribute__((vector_size(4 * W)));  // half as many doubles
 #define INLINE static inline __attribute__((always_inline))
-#define EXPORT extern "C" __attribute__((visibility("default")))
-// Python compares the sizes of its mirrors of the structures (jetzoo.native.structures).
-#define EXPORT_SIZE(type) \
-    EXPORT int64_t sizeof_##type() { return sizeof(type); }
 
 INLINE vf load(const float* p) {
     vf v;

@@ -136,6 +136,7 @@ class ProductArguments(Structure):
 
 
 STRUCTURES = {
+    "isa": (),
     "part": (
         DenseWeights,
         FeedForwardWeights,

@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from .head import outputs, split_embedding
+
 
 class FineTune(nn.Module):
     """Backbone ``mod`` that keeps its pretrained weights, and a new last layer.
@@ -9,7 +11,7 @@ class FineTune(nn.Module):
     Parameters
     ----------
     mod : nn.Module
-        Called with (points, features, lorentz_vectors, mask); gives (B, D).
+        Gives (B, D).
     name : str
         Name of the new layer.
     layer : nn.Module
@@ -18,14 +20,17 @@ class FineTune(nn.Module):
         Name of the layer of the pretrained network that the new one replaces.
     for_inference : bool
         Return probabilities instead of logits.
+    embedding : bool
+        Return what the new layer is applied to, (B, D), as a second output.
     """
 
-    def __init__(self, mod, name, layer, *, old, for_inference=False):
+    def __init__(self, mod, name, layer, *, old, for_inference=False, embedding=False):
         super().__init__()
         self.mod = mod
         self.name = name
         self.old = old
         self.for_inference = for_inference
+        self.appended = layer.in_features if embedding else None
         self.add_module(name, layer)
         self.layer_kinds = {name: "head"}
 
@@ -33,11 +38,11 @@ class FineTune(nn.Module):
         """Return the backbone and the new layer that follows it."""
         return self.mod, self.get_submodule(self.name)
 
-    def forward(self, points, features, lorentz_vectors, mask):
-        """(B, 2, N), (B, C, N), (B, 4, N) and (B, 1, N) to (B, num_classes)."""
-        x = self.mod(points, features, lorentz_vectors, mask)
-        logits = self.get_submodule(self.name)(x)
-        return logits.softmax(1) if self.for_inference else logits
+    def forward(self, *inputs):
+        """What the backbone takes, to (B, num_classes), or this and an embedding (B, D)."""
+        layer, appends = self.get_submodule(self.name), self.appended is not None
+        out = outputs(self.mod(*inputs), layer, self.for_inference, appends)
+        return split_embedding(out, self.appended)
 
     def load_state_dict(self, state_dict, strict=True, assign=False):
         """Load pretrained weights without their last layer, or weights that this class saved.

@@ -88,8 +88,79 @@ def finish(out, finite, *unused):
     Tensor, (B, num_classes)
         When traced, its value depends on the length of ``unused`` alone.
     """
-    out = out.masked_fill(~finite, float("nan"))
+    return _keep_inputs(out.masked_fill(~finite, float("nan")), unused)
+
+
+def _keep_inputs(x, unused):
+    """``x`` (B, ...) as it is, which depends on ``unused`` where a graph is traced."""
     if torch.jit.is_tracing():
-        for x in unused:
-            out = out[: x.shape[0]]
-    return out
+        for other in unused:
+            x = x[: other.shape[0]]
+    return x
+
+
+class Arrangement:
+    """Hands the inputs of a data config to a network that takes them in an order of its own.
+
+    A forward pre-hook, see :func:`arrange`: whoever calls the network gives the groups of the data
+    config, in their order. Groups that the network does not take are left out, and zeros stand for
+    those that it does not look at and the data config does not have.
+
+    Parameters
+    ----------
+    places : sequence of (str, int or None)
+        See :func:`jetzoo.groups.order`.
+    names : sequence of str
+        Groups of the data config.
+    """
+
+    arranges_inputs = True
+
+    def __init__(self, places, names):
+        self.places = tuple(places)
+        self.names = tuple(names)
+
+    def __call__(self, module, inputs):
+        """All inputs of the data config to those of the network ``module``."""
+        if len(inputs) != len(self.names):
+            raise ValueError(
+                f"the network takes {', '.join(self.names)}: {len(self.names)} inputs, "
+                f"not {len(inputs)}"
+            )
+        inputs = list(inputs)
+        used = {place for _, place in self.places}
+        spare = [x for place, x in enumerate(inputs) if place not in used]
+        mask = next(place for kind, place in reversed(self.places) if kind == "mask")
+        inputs[mask] = _keep_inputs(inputs[mask], spare)
+        return tuple(
+            torch.zeros_like(inputs[mask]).expand(-1, MISSING[kind], -1)
+            if place is None
+            else inputs[place]
+            for kind, place in self.places
+        )
+
+
+# Variables of the zeros that stand for a missing group.
+MISSING = {"points": 2, "lorentz_vectors": 4}
+
+
+def arrange(network, arrangement):
+    """Let a network take what an :class:`Arrangement` arranges; None changes nothing."""
+    if arrangement is not None:
+        network.register_forward_pre_hook(arrangement)
+
+
+def take_arrangement(network):
+    """Remove the arrangement of a network, or of one within it, and return it; None if none."""
+    for module in network.modules():
+        for key, hook in module._forward_pre_hooks.items():
+            if hasattr(hook, "arranges_inputs"):
+                del module._forward_pre_hooks[key]
+                return hook
+    return None
+
+
+def is_arranged(network):
+    """Whether a network, or one within it, has an :class:`Arrangement`."""
+    hooks = (hook for module in network.modules() for hook in module._forward_pre_hooks.values())
+    return any(hasattr(hook, "arranges_inputs") for hook in hooks)

@@ -11,7 +11,7 @@ from torch import nn
 from ..attention import check_backend
 from .blocks import Attention, ClassAttention, ClassBlock, ParticleBlock
 from .embed import Embed
-from .head import classifier
+from .head import classifier, outputs, split_embedding
 from .inputs import check_inputs, clean_inputs, finish
 from .packing import Padded, pack, pt_order
 from .pairs import PairEmbed
@@ -47,10 +47,15 @@ class ParticleTransformer(nn.Module):
         Width and dropout of hidden layers of the head.
     attention : str
         Backend, see :func:`jetzoo.attention`.
+    embedding : bool
+        Append the normalised class token (B, D) to the logits, (B, num_classes + D); in a
+        :class:`JetClassifier` it is a second output.
     for_inference : bool
         Return probabilities and keep the padding, so that the graph can be exported.
     """
 
+    unused_inputs = ("points",)
+    gives_classes = True  # False: targets of a regression, without a softmax
     # Arguments that say which architecture it is; no options of a user.
     fixed_options = ("mixer", "sort_by_pt")
     # Kinds of layers for `jetzoo profile`; the other parts say theirs themselves.
@@ -77,6 +82,7 @@ class ParticleTransformer(nn.Module):
         activation_dropout=0.1,
         fc_params=(),
         attention="auto",
+        embedding=False,
         for_inference=False,
     ):
         super().__init__()
@@ -89,6 +95,7 @@ class ParticleTransformer(nn.Module):
             if not 0 <= rate < 1:
                 raise ValueError(f"{name} must be at least 0 and less than 1, not {rate}")
         self.sort_by_pt = sort_by_pt
+        self.embedding = embedding
         self.for_inference = for_inference
         dim = input_dim if embed_dims is None else embed_dims[-1]
         self.embed = nn.Identity() if embed_dims is None else Embed(input_dim, embed_dims)
@@ -121,6 +128,11 @@ class ParticleTransformer(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.fc = None if num_classes is None else classifier(dim, fc_params, num_classes)
         self.reset_parameters()
+
+    @property
+    def appended(self):
+        """Width of the embedding that stands behind the logits, or None."""
+        return self.norm.normalized_shape[0] if self.embedding else None
 
     def core_and_head(self):
         """Return the transformer, and what follows it: nothing."""
@@ -200,9 +212,8 @@ class ParticleTransformer(nn.Module):
             cls = block(cls, x, layout)
         out = self.norm(cls.squeeze(1))
         if self.fc is not None:
-            out = self.fc(out)
-            if self.for_inference:
-                out = out.softmax(1)
+            softmax = self.for_inference and self.gives_classes
+            out = outputs(out, self.fc, softmax, self.embedding)
         return finish(out, finite, points, lorentz_vectors)
 
 
@@ -212,17 +223,23 @@ class JetClassifier(nn.Module):
     Parameters
     ----------
     mod : nn.Module
-        Called with the four inputs that weaver hands over.
+        Called with the inputs that weaver hands over.
+
+    Attributes
+    ----------
+    appended : int or None
+        Width of the embedding, if it is a second output.
     """
 
     def __init__(self, mod):
         super().__init__()
         self.mod = mod
+        self.appended = mod.appended
 
     def core_and_head(self):
         """Return the network within, and what follows it: nothing."""
         return self.mod, nn.Identity()
 
-    def forward(self, points, features, lorentz_vectors, mask):
-        """(B, 2, N), (B, C, N), (B, 4, N) and (B, 1, N) to (B, num_classes)."""
-        return self.mod(points, features, lorentz_vectors, mask)
+    def forward(self, *inputs):
+        """What the network within takes, to (B, num_classes), or this and an embedding (B, D)."""
+        return split_embedding(self.mod(*inputs), self.appended)

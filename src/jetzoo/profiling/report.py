@@ -152,6 +152,10 @@ class ProfileReport:
             body.append(f"<p>{_explanation(run)}</p>")
             body.append(pages.table(summary.module_lines(run), summary.COLUMNS))
             body += [pages.figure(panel, contents) for panel in panels[run.key]]
+        body.append(
+            "<p>What the attention looks at, jet by jet, is shown by <code>jetzoo explore "
+            f"{html.escape(str(about['network']))}</code>.</p>"
+        )
         return pages.page(f"Profile of {about['network']}", body)
 
 
@@ -338,8 +342,10 @@ def _inputs(tagger, jets):
 
 
 def _labels(tagger, jets):
-    """True classes, or every class in turn if the jets have no labels: (B,)."""
+    """True classes or targets; if the jets have none, every class in turn (B,) or zeros."""
     labels = true_labels(tagger, jets)
-    if labels is None:
+    if labels is None and tagger.is_regression:
+        labels = torch.zeros(len(jets), len(tagger.classes))
+    elif labels is None:
         labels = [index % len(tagger.classes) for index in range(len(jets))]
     return torch.as_tensor(labels, device=tagger.device)

@@ -4,6 +4,8 @@ import contextlib
 
 import torch
 
+from ..training.regression import log_cosh
+
 # Names of what belongs to no module.
 STEP, NETWORK = "(step)", "(network)"
 LOSS, AUTOGRAD, OPTIMIZER = "(loss)", "(autograd)", "(optimizer)"
@@ -16,10 +18,10 @@ class Step:
     Parameters
     ----------
     network : nn.Module
-        Called as ``network(points, features, lorentz_vectors, mask)``.
+        Called as ``network(*inputs)``.
     inputs : sequence of Tensor
         On the device of the network.
-    labels : Tensor of int, (B,), optional
+    labels : Tensor of int, (B,), or of float, (B, num_targets), optional
         With them it is a training step, with the optimiser of the training scripts.
     bf16 : bool
         Autocast to bfloat16.
@@ -33,8 +35,9 @@ class Step:
         self.labels = labels
         self.device = inputs[0].device
         self.bf16 = bf16
-        self.loss = torch.nn.CrossEntropyLoss()
         self.trains = labels is not None
+        is_regression = self.trains and labels.is_floating_point()
+        self.loss = log_cosh if is_regression else torch.nn.CrossEntropyLoss()
         self.optimizer = Ranger(network.parameters(), lr=1e-5) if self.trains else None
 
     def __call__(self, watch=None):

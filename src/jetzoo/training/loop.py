@@ -7,13 +7,16 @@ import sys
 from pathlib import Path
 
 import torch
-from weaver.utils.nn.tools import evaluate_classification, train_classification, unwrap_model
+from weaver.utils.nn.tools import train_classification, train_regression, unwrap_model
 
 from jetzoo import UserError, tables
+from jetzoo.labels import is_regression, outputs
 
 from . import resuming
+from .evaluation import evaluation
 from .files import Overlay, copy, epoch_file, remove_partial, save, writes_files
 from .program import check_pretrained, weaver_program
+from .regression import with_targets
 
 # Goes to weaver's log file, too.
 log = logging.getLogger("weaver")
@@ -25,8 +28,14 @@ class TrainingLoop:
     weaver calls it once per epoch, and :meth:`validate` after each. Both find weaver's own local
     variables in ``extra_args``: the arguments of the command line, the optimizer, the loaders.
 
+    Parameters
+    ----------
+    is_regression : bool
+        The best epoch is that of the lowest loss instead of the highest accuracy.
+
     Attributes
     ----------
+    is_regression
     best_metric : float or None
         Of the validations so far.
     best_epoch : int or None
@@ -36,7 +45,8 @@ class TrainingLoop:
         Random states when the loaders 'train' and 'val' were first used.
     """
 
-    def __init__(self):
+    def __init__(self, is_regression=False):
+        self.is_regression = is_regression
         self.best_metric = self.best_epoch = self.first_epoch = None
         self.starts = {}
         self._masks = set()
@@ -48,15 +58,16 @@ class TrainingLoop:
         Raises
         ------
         UserError
-            If a loss, or a weight at the end, is not finite.
+            If a loss, or a weight at the end, is not finite, or a label is no class.
         """
         weaver = arguments["extra_args"]
         if not self.starts:
             self.begin(unwrap_model(model), opt, scheduler, epoch, weaver)
         batches = CheckedBatches(train_loader, f"epoch {epoch}", weaver["args"].model_prefix)
-        train_classification(
-            model, batches.check(loss_func), opt, scheduler, batches, dev, epoch, **arguments
-        )
+        train = train_regression if self.is_regression else train_classification
+        if self.is_regression:
+            batches.stacks_targets = True
+        train(model, batches.check(loss_func), opt, scheduler, batches, dev, epoch, **arguments)
         for name in not_finite(unwrap_model(model)):
             if name not in self._masks:
                 raise UserError(
@@ -70,7 +81,7 @@ class TrainingLoop:
         Returns
         -------
         ValidationMetric
-            The accuracy, as of weaver.
+            The accuracy, or the loss of a regression, as of weaver.
 
         Raises
         ------
@@ -82,10 +93,11 @@ class TrainingLoop:
         if "val" not in self.starts:
             self.starts["val"] = resuming.random_states()
         batches = CheckedBatches(val_loader, f"the validation of epoch {epoch}", args.model_prefix)
-        metric = evaluate_classification(
+        metric = evaluation(val_loader.dataset.config)(
             model, batches, dev, epoch, loss_func=batches.check(loss_func), **arguments
         )
-        is_best = self.best_metric is None or metric > self.best_metric
+        best = self.best_metric
+        is_best = best is None or (metric < best if self.is_regression else metric > best)
         if is_best:
             self.best_metric, self.best_epoch = metric, epoch
         if writes_files(args):
@@ -188,7 +200,8 @@ class TrainingLoop:
 class ValidationMetric(float):
     """A metric for weaver, which asks ``metric > best`` to find out whether an epoch is the best.
 
-    The answer is not that of the comparison: weaver's ``best`` is 0 again in a resumed training.
+    In a regression it asks ``metric < best``. The answer is not that of the comparison: weaver's
+    ``best`` is 0, or infinite, again in a resumed training.
     """
 
     def __new__(cls, value, is_best):
@@ -198,6 +211,8 @@ class ValidationMetric(float):
 
     def __gt__(self, best):
         return self.is_best
+
+    __lt__ = __gt__
 
 
 class CheckedBatches:
@@ -210,17 +225,36 @@ class CheckedBatches:
         Part of the training, for the message.
     prefix : str
         Of the files of the training; the batch goes to ``PREFIX_nonfinite_batch.pt``.
+
+    Attributes
+    ----------
+    stacks_targets : bool
+        Hand all targets of a regression over as the first label, the one that weaver trains on.
     """
 
     def __init__(self, loader, place, prefix):
         self.loader, self.dataset = loader, loader.dataset
         self.place, self.prefix = place, prefix
         self.step, self.batch = -1, None
+        self.stacks_targets = False
 
     def __iter__(self):
+        config = self.dataset.config
         for batch in self.loader:
             self.step, self.batch = self.step + 1, batch
-            yield batch
+            if not is_regression(config):
+                self.check_classes(config)
+            yield with_targets(batch, config) if self.stacks_targets else batch
+
+    def check_classes(self, config):
+        """Raise a UserError if a label of the batch is not the index of a class."""
+        label, count = self.batch[1][config.label_names[0]], len(outputs(config))
+        bad = (label < 0) | (label >= count) | (label != label.long())
+        if bad.any():
+            raise UserError(
+                f"A label is {label[bad][0].item():g} at step {self.step} of {self.place}: that is "
+                f"none of the indices 0 ... {count - 1} of the {count} classes."
+            )
 
     def check(self, loss_func):
         """The same loss function, which raises a UserError instead of returning NaN or infinity."""

@@ -61,6 +61,16 @@ def weaver_program():
     return weaver if weaver and getattr(main, "main", None) is weaver.main else None
 
 
+def weaver_arguments():
+    """Arguments of the command line of weaver, which is the running program."""
+    return weaver_program().parser.parse_known_args()[0]
+
+
+def trains(args):
+    """Whether arguments of weaver ask for a training."""
+    return not (args.predict or args.export_onnx or args.print) and "train" in args.run_mode
+
+
 def explain(kind, error, traceback):
     """End with one sentence and exit code 2 at what a user can mend: a ``sys.excepthook``."""
     if issubclass(kind, UserError):

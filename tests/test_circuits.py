@@ -1,0 +1,248 @@
+"""Ablations, corruptions and paths between heads, and the command `jetzoo circuit`."""
+
+import json
+
+import awkward as ak
+import numpy as np
+import pytest
+import torch
+from explained import CONFIG, OPTIONS, SAMPLE, checkpoint, needs_fastjet, tagger_of
+
+from jetzoo import interpret
+from jetzoo.cli import main
+from jetzoo.interpret import circuits, corruptions
+from jetzoo.interpret.ablation import Ablation
+from jetzoo.interpret.circuit_report import roles
+from jetzoo.interpret.interventions import (
+    Means,
+    Node,
+    edited,
+    nodes,
+    remembering,
+    replacing,
+    resampled,
+    zeros,
+)
+from jetzoo.interpret.recorder import Site, transformer
+from jetzoo.interpret.sample import batch
+from jetzoo.jets import true_labels
+
+SOURCE, READOUT = Node("head", "particle", 0, 1), Node("head", "class", 0, 0)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """A tiny ParT in which two heads alone say something, one to the other, and its jets.
+
+    The outputs of all others are multiplied by zero. The label is the larger of its own scores.
+    """
+    tagger = tagger_of(tmp_path_factory.mktemp("planted"))
+    core = transformer(tagger.model)
+    with torch.no_grad():
+        for block, kept in ((core.blocks[0], 1), (core.blocks[1], None), (core.cls_blocks[0], 0)):
+            for head in range(2):
+                if head != kept:
+                    block.attn.out_proj.weight[:, 8 * head : 8 * head + 8] = 0
+        # What the particles say to each other outweighs what they are.
+        core.blocks[0].post_attn_norm.weight.mul_(20)
+    jets = interpret.read_jets(tagger, [SAMPLE], 60)
+    counts = interpret.sample.num_particles(tagger, jets)
+    jets = jets[np.argsort(counts, kind="stable")]
+    score = tagger.predict(jets)[:, 0]
+    labels = (score > np.median(score)).astype(int)
+    return tagger, ak.with_field(jets, labels, "label")
+
+
+@pytest.fixture(scope="module")
+def patching(planted):
+    return circuits.Patching(*planted, batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def effects(patching):
+    return circuits.ablation_effects(patching)
+
+
+def test_nodes_are_in_the_order_in_which_they_work(tagger):
+    names = [node.name for node in nodes(tagger.model)]
+    assert names == (
+        ["L1.U", "L1.H1", "L1.H2", "L1.FF", "L2.U", "L2.H1", "L2.H2", "L2.FF"]
+        + ["C1.H1", "C1.H2", "C1.FF"]
+    )
+
+
+def test_editing_nothing_changes_nothing(tagger, jets):
+    one, values = batch(tagger, jets), {}
+    with torch.inference_mode():
+        expected = tagger.model(*one.inputs)
+        with edited(tagger.model, remembering(values)):
+            torch.testing.assert_close(tagger.model(*one.inputs), expected)
+        # Its own values in place of all of them.
+        with edited(tagger.model, replacing(nodes(tagger.model), lambda place, _: values[place])):
+            torch.testing.assert_close(tagger.model(*one.inputs), expected)
+        torch.testing.assert_close(tagger.model(*one.inputs), expected, rtol=0, atol=0)
+    assert set(values) == {node.place for node in nodes(tagger.model)}
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in tagger.model.modules())
+
+
+def test_zero_ablation_is_that_of_the_attention_report(tagger, jets):
+    one = batch(tagger, jets)
+    for node, change in (
+        (Node("head", "particle", 1, 0), Ablation("head", "particle", 1, 0)),
+        (Node("head", "class", 0, 1), Ablation("head", "class", 0, 1)),
+        (Node("pair_bias", "particle", 0), Ablation("pair_bias", layer=0)),
+    ):
+        with torch.inference_mode():
+            with interpret.replaced(tagger.model, change.weights):
+                expected = tagger.model(*one.inputs)
+            with edited(tagger.model, replacing([node], zeros)):
+                torch.testing.assert_close(tagger.model(*one.inputs), expected)
+
+
+def test_a_feed_forward_part_is_replaced(tagger, jets):
+    one = batch(tagger, jets)
+    layer = transformer(tagger.model).blocks[1].fc2
+    weight, bias = layer.weight.clone(), layer.bias.clone()
+    with torch.inference_mode():
+        with edited(tagger.model, replacing([Node("feed_forward", "particle", 1)], zeros)):
+            found = tagger.model(*one.inputs)
+        try:
+            layer.weight.zero_(), layer.bias.zero_()
+            torch.testing.assert_close(found, tagger.model(*one.inputs))
+        finally:
+            layer.weight.copy_(weight), layer.bias.copy_(bias)
+
+
+def test_means_and_the_next_jet():
+    head, bias = ("head", Site("particle", 0)), ("pair_bias", Site("particle", 0))
+    mask = torch.tensor([[True, True], [True, False]])
+    values = {
+        head: torch.tensor([[[[1.0], [2.0]]], [[[6.0], [99.0]]]]),  # (B, H, n, d)
+        bias: torch.arange(8.0).reshape(2, 1, 2, 2),
+    }
+    means = Means()
+    means.update(values, mask)
+    assert means(*head_and(values, head)).item() == 3  # of 1, 2 and 6
+    assert means(*head_and(values, bias)).item() == 2  # of 0, 1, 2, 3 and 4
+    source = resampled(values, mask, means)
+    # The first jet gets the only particle of the second, and the mean for its other one.
+    assert source(*head_and(values, head)).flatten().tolist() == [6, 3, 1, 2]
+    assert source(*head_and(values, bias))[0].flatten().tolist() == [4, 2, 2, 2]
+
+
+def head_and(values, place):
+    return place, values[place]
+
+
+def test_only_what_was_planted_has_an_effect(patching, effects):
+    assert patching.auc(patching.logits) == 1
+    for e in effects:
+        node = e["node"]
+        if node.what == "head" and node not in (SOURCE, READOUT):
+            assert e["size"] < 1e-5 and abs(e["auc_change"]) < 1e-6
+    for node in (SOURCE, READOUT):
+        for mode in circuits.MODES:
+            (e,) = (e for e in effects if e["node"] == node and e["mode"] == mode)
+            assert e["size"] > 0.1 and e["auc_change"] < -0.05
+    # The second layer has no attention that a bias could change.
+    assert all(e["size"] < 1e-5 for e in effects if e["node"] == Node("pair_bias", "particle", 1))
+
+
+def test_the_planted_circuit_is_found(patching, effects):
+    heads, auc = circuits.smallest_circuit(patching, effects)
+    assert set(heads) == {SOURCE, READOUT}
+    assert auc == pytest.approx(1)
+
+
+@needs_fastjet
+def test_paths_of_the_planted_circuit(patching, effects):
+    other = Node("head", "particle", 1, 0)
+    edges = circuits.path_effects(patching, [SOURCE, READOUT, other])
+    found = {(e["corruption"], e["sender"], e["receiver"]): e["effect"] for e in edges}
+    assert len(edges) == 2 * (3 + 3)
+    for name in corruptions.CORRUPTIONS:
+        assert abs(found[name, SOURCE, READOUT]) > 0.05
+        assert found[name, SOURCE, None] == pytest.approx(0, abs=1e-6)
+        assert abs(found[name, READOUT, None]) > 0.05
+        # Silent heads neither send nor receive.
+        for pair in ((SOURCE, other), (other, READOUT), (other, None)):
+            assert found[name, *pair] == pytest.approx(0, abs=1e-6)
+    kept = [e for e in edges if other not in (e["sender"], e["receiver"])]
+    circuit = circuits.Circuit(1.0, effects, [SOURCE, READOUT], 1.0, kept)
+    assert roles(circuit) == {SOURCE: "source", READOUT: "readout"}
+
+
+def test_matched_jets_are_of_the_other_class(planted):
+    tagger, jets = planted
+    other = corruptions.matched(tagger, jets)
+    assert (true_labels(tagger, other) != true_labels(tagger, jets)).all()
+    mass, pt = corruptions.masses_and_pts(jets)
+    other_mass, other_pt = corruptions.masses_and_pts(other)
+    assert np.median(abs(np.log(other_mass / mass))) < 0.2
+    assert np.median(abs(np.log(other_pt / pt))) < 0.1
+
+
+@needs_fastjet
+def test_turned_particles_stay_physical(planted):
+    tagger, jets = planted
+    turned = corruptions.rotated(tagger, jets)
+    old, mask = corruptions.momenta(jets)
+    new, _ = corruptions.momenta(turned)
+    pt, transverse, rapidity, phi = corruptions._coordinates(old)
+    new_pt, new_transverse, new_rapidity, new_phi = corruptions._coordinates(new)
+    np.testing.assert_allclose(new_pt[mask], pt[mask], rtol=1e-6)
+    np.testing.assert_allclose(new_transverse[mask], transverse[mask], rtol=1e-6)
+    assert np.median(abs(new_rapidity - rapidity)[mask]) > 1e-3
+    subjets = interpret.sample.exclusive_subjets(old, mask, 2)
+    for jet in range(0, len(old), 9):
+        for k in (0, 1):
+            members = subjets[jet] == k
+            axis = old[jet, members].sum(0)
+            _, _, y, p = corruptions._coordinates(axis)
+            before = np.hypot(rapidity[jet, members] - y, wrapped(phi[jet, members] - p))
+            after = np.hypot(new_rapidity[jet, members] - y, wrapped(new_phi[jet, members] - p))
+            np.testing.assert_allclose(after, before, atol=1e-6)
+    # The positions that the file gives move as the momenta do.
+    moved = ak.to_numpy(ak.flatten(turned["part_dphi"] - jets["part_dphi"]))
+    np.testing.assert_allclose(abs(moved), abs(wrapped(new_phi - phi))[mask], atol=1e-5)
+
+
+def wrapped(angle):
+    return (angle + np.pi) % (2 * np.pi) - np.pi
+
+
+def circuit(path, out, *extra, network="ParT", data=SAMPLE):
+    words = ["circuit", network, "--checkpoint", str(path), "--data-config", CONFIG]
+    words += ["--data", str(data), "--out", str(out), "--device", "cpu", *extra]
+    for key, value in OPTIONS.get(network, {}).items():
+        words += ["--network-option", key, repr(value)]
+    return main(words)
+
+
+@needs_fastjet
+def test_command(tmp_path, capsys):
+    out = tmp_path / "deep" / "out"
+    assert circuit(checkpoint(tmp_path), out, "--jets", "40") == 0
+    written = {file.name for file in out.iterdir()}
+    figures = {f"{name}.{kind}" for name in ("circuit", "effects") for kind in ("png", "pdf")}
+    assert written == figures | {"effects.csv", "paths.csv", "circuit.json", "index.html"}
+    content = json.loads((out / "circuit.json").read_text())
+    assert len(content["effects"]) == 11 * 3
+    assert set(content["roles"]) == set(content["circuit"])
+    assert content["circuit_auc"] >= 0.5 + 0.95 * (content["auc"] - 0.5)
+    assert "of 6 heads keep 95%" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_misuse(tmp_path, capsys, jets):
+    part = checkpoint(tmp_path)
+    bare = jets[[name for name in jets.fields if name != "label"]]
+    ak.to_parquet(bare, tmp_path / "bare.parquet")
+    for network, weights, data, words in (
+        ("PFN", checkpoint(tmp_path, "PFN"), SAMPLE, "no heads of particle attention"),
+        ("MambaParT", checkpoint(tmp_path, "MambaParT"), SAMPLE, "no heads of particle attention"),
+        ("ParT", part, tmp_path / "bare.parquet", "two known classes"),
+    ):
+        assert circuit(weights, tmp_path / "out", network=network, data=data) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("jetzoo: ") and words in error and error.endswith(".")
+        assert not (tmp_path / "out").exists()
