@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -413,6 +414,27 @@ def test_pair_mlp_steps_aside():
     other = layers()
     other[1].register_forward_hook(lambda module, inputs, out: out)
     assert not pairs.takes_pairs(x, other)
+
+
+@needs_compiler
+@pytest.mark.parametrize("widths", [(4, 8), (4, 16, 40), (3, 32, 48, 17, 5), (4, 64, 64, 64, 8)])
+@pytest.mark.parametrize("num_pairs", [7, 95, 2 * pairs.SEGMENT + 97])
+def test_pair_mlp_of_many_pairs(widths, num_pairs):
+    """Widths that need padding, parts of the memory that are not full; against float64."""
+    torch.manual_seed(3)
+    layers = [nn.BatchNorm1d(widths[0])]
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Conv1d(inputs, outputs, 1), nn.BatchNorm1d(outputs), nn.GELU()]
+    layers = nn.Sequential(*layers).train()
+    plain = copy.deepcopy(layers).double()
+    x, grad = torch.randn(widths[0], num_pairs), torch.randn(widths[-1], num_pairs)
+    found, expected = pairs.pair_mlp(x, layers), plain(x.double()[None])[0]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+    found.backward(grad)
+    expected.backward(grad.double())
+    for (name, ours), theirs in zip(layers.named_parameters(), plain.parameters(), strict=True):
+        error = (ours.grad - theirs.grad).norm()
+        assert error <= 1e-4 * theirs.grad.norm() + 2e-6 * grad.norm(), name
 
 
 @needs_compiler

@@ -287,7 +287,8 @@ def test_what_only_python_can_tell(capsys, flat, foreign, tmp_path):
     strange = tmp_path / "Strange.py"
     strange.write_text(FOREIGN.replace("def forward(self", "def forward(self, another"))
     found = check_run(capsys, strange, config)
-    assert found.startswith("Strange cannot run on cpu with the inputs pf_") and "forward()" in found
+    assert found.startswith("Strange cannot run on cpu with the inputs pf_")
+    assert "forward()" in found
     strange.write_text(f"{strange.read_text()}\nget_train_fn = get_evaluate_fn = get_model\n")
     assert check_run(capsys, strange, config) == "0 0\n"
 

@@ -108,7 +108,7 @@ class ChainArguments(Structure):
 class PairLayer(Structure):
     """A layer of the pair MLP (``pairs.cpp``)."""
 
-    _fields_ = _fields(c_void_p, "forward backward scale shift mean slope offset")
+    _fields_ = _fields(c_void_p, "forward backward scale shift mean slope offset h dz")
 
 
 class PairArguments(Structure):
