@@ -105,6 +105,15 @@ class ChainArguments(Structure):
     ]
 
 
+class EdgeArguments(Structure):
+    """Batch norm and ReLU of rows, and their gradients (``edges.cpp``)."""
+
+    _fields_ = [
+        *_fields(c_int64, "groups size dim"),
+        *_fields(c_void_p, "x scale shift mean slope offset grad out dx sums"),
+    ]
+
+
 class PairLayer(Structure):
     """A layer of the pair MLP (``pairs.cpp``)."""
 
@@ -133,5 +142,12 @@ STRUCTURES = {
         NetworkWeights,
         JetArguments,
     ),
-    "training": (Rows, AttentionArguments, ChainArguments, PairLayer, PairArguments),
+    "training": (
+        Rows,
+        AttentionArguments,
+        ChainArguments,
+        EdgeArguments,
+        PairLayer,
+        PairArguments,
+    ),
 }
