@@ -21,7 +21,7 @@ import jetzoo
 from jetzoo import UserError, native
 from jetzoo.attention.jagged import jagged
 from jetzoo.attention.reference import reference
-from jetzoo.native import calls, chains, pairs, structures
+from jetzoo.native import calls, chains, edges, pairs, structures
 from jetzoo.native.part import NativePart
 from jetzoo.nn.transformer import ParticleTransformer
 
@@ -435,6 +435,45 @@ def test_pair_mlp_of_many_pairs(widths, num_pairs):
     for (name, ours), theirs in zip(layers.named_parameters(), plain.parameters(), strict=True):
         error = (ours.grad - theirs.grad).norm()
         assert error <= 1e-4 * theirs.grad.norm() + 2e-6 * grad.norm(), name
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(5, 1, 16), (1, 7, 32), (7, 16, 48), (301, 5, 64), (40, 16, 16)])
+def test_norm_and_relu_of_edges(shape):
+    """Against PyTorch in float64: outputs, gradients, running statistics."""
+    torch.manual_seed(3)
+    norm = nn.BatchNorm1d(shape[2]).train()
+    nn.init.uniform_(norm.weight, -1, 1)
+    nn.init.normal_(norm.bias)
+    plain = copy.deepcopy(norm).double()
+    x = (3 + torch.randn(shape)).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    grad = torch.randn(shape[0], shape[2])
+    assert edges.takes(norm, x)
+    found = edges.norm_relu(norm, x)
+    expected = plain(exact.flatten(0, 1)).view(shape).relu().mean(1)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    found.backward(grad)
+    expected.backward(grad.double())
+    for ours, theirs in ((x, exact), (norm.weight, plain.weight), (norm.bias, plain.bias)):
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-4, atol=2e-5)
+    for (name, ours), theirs in zip(norm.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-5, atol=1e-6, msg=name)
+
+
+@needs_compiler
+def test_norm_and_relu_step_aside():
+    x = torch.randn(4, 3, 16)
+    assert edges.takes(nn.BatchNorm1d(16), x)
+    assert not edges.takes(nn.BatchNorm1d(16).eval(), x)
+    assert not edges.takes(nn.BatchNorm1d(16), x[:1, :1])
+    assert not edges.takes(nn.BatchNorm1d(16), x.double())
+    assert not edges.takes(nn.BatchNorm1d(8), x[..., :8])
+    for options in ({"affine": False}, {"track_running_stats": False}, {"momentum": None}):
+        assert not edges.takes(nn.BatchNorm1d(16, **options), x)
+    hooked = nn.BatchNorm1d(16)
+    hooked.register_forward_hook(lambda module, inputs, out: 0 * out)
+    assert not edges.takes(hooked, x)
 
 
 @needs_compiler

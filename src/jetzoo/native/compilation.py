@@ -38,7 +38,16 @@ PART_KERNELS = ("part_group", "part_layers", "part_pairs", "part_attention")
 LIBRARIES = {
     "isa": ("isa",),
     "part": ("threads", "workspace", "part", *PART_KERNELS),
-    "training": ("threads", "workspace", "products", "attention", "chains", "dense", "pairs"),
+    "training": (
+        "threads",
+        "workspace",
+        "products",
+        "attention",
+        "chains",
+        "dense",
+        "edges",
+        "pairs",
+    ),
 }
 # Not -ffast-math: it changes how the whole process treats small numbers.
 FLAGS = [

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from ..modules import unmodified
 from .calls import address
+from .edges import track
 from .structures import PairArguments, PairLayer
 from .training import MULTIPLE, run, usable
 
@@ -281,8 +282,5 @@ def _pair_mlp(x, layers):
         shifts = [0, *(product.bias for product in products)]
         shifts[1] = shifts[1] + products[0].weight[..., 0] @ first.bias
         for norm, shift, (m, v) in zip([first, *norms], shifts, [(mean, var), *found], strict=True):
-            norm.num_batches_tracked += 1
-            norm.running_mean.lerp_((m + shift).float(), norm.momentum)
-            unbiased = v * (x.shape[1] / (x.shape[1] - 1))
-            norm.running_var.lerp_(unbiased.float(), norm.momentum)
+            track(norm, m + shift, v, x.shape[1])
     return out

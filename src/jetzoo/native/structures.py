@@ -105,6 +105,15 @@ class ChainArguments(Structure):
     ]
 
 
+class EdgeArguments(Structure):
+    """Batch norm and ReLU of rows, and their gradients (``edges.cpp``)."""
+
+    _fields_ = [
+        *_fields(c_int64, "groups size dim"),
+        *_fields(c_void_p, "x scale shift mean slope offset grad out dx sums"),
+    ]
+
+
 class PairLayer(Structure):
     """A layer of the pair MLP (``pairs.cpp``)."""
 
@@ -149,6 +158,7 @@ STRUCTURES = {
         Rows,
         AttentionArguments,
         ChainArguments,
+        EdgeArguments,
         PairLayer,
         PairArguments,
         ProductArguments,
