@@ -2,8 +2,10 @@
 
 import argparse
 import csv
+import io
 import os
 import statistics
+import warnings
 from itertools import cycle
 from pathlib import Path
 
@@ -212,7 +214,7 @@ def weaver_network(model, device="cpu", **options):
         Of ``networks/``.
     device : str or torch.device
     **options
-        Of the constructor of weaver's ParT, beyond the published settings.
+        Of the constructor of weaver's ParT, beyond the published settings; ParticleNet needs none.
 
     Returns
     -------
@@ -221,7 +223,7 @@ def weaver_network(model, device="cpu", **options):
         after ``TRIMMER`` calls.
     """
     network = WeaverNetwork(model)
-    if options:
+    if options and not network.uses_points:
         part = network.mod
         network.mod = type(part)(
             input_dim=part.embed.input_bn.num_features,
@@ -237,6 +239,46 @@ def warm_up(network, jets):
     """Call a network until weaver's trimmer has started."""
     for _ in range(TRIMMER):
         network(*jets)
+
+
+def weaver_onnx(model, output="softmax"):
+    """weaver's export of its own ParT or ParticleNet.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Of ``networks/``, whose weights it gets.
+    output : str
+        ``softmax``, or ``logits``: then it stops before the softmax.
+
+    Returns
+    -------
+    bytes
+        An ONNX file; its inputs are called ``pf_points`` (of ParticleNet alone), ``pf_features``,
+        ``pf_vectors`` (of ParT alone) and ``pf_mask``.
+    """
+    wrapper = weaver_network(model, for_inference=True)
+    network = wrapper.mod
+    if wrapper.uses_points:
+        channels = {"pf_points": 2, "pf_features": network.bn_fts.num_features, "pf_mask": 1}
+    else:
+        features = network.embed.input_bn.num_features
+        channels = {"pf_features": features, "pf_vectors": 4, "pf_mask": 1}
+    network.for_inference = output == "softmax"  # no other effect after __init__
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            tuple(torch.ones(2, count, 128) for count in channels.values()),
+            file,
+            input_names=list(channels),
+            output_names=[output],
+            dynamic_axes={**{name: {0: "N", 2: "n_pf"} for name in channels}, output: {0: "N"}},
+            opset_version=17,
+            dynamo=False,
+        )
+    return file.getvalue()
 
 
 def onnxruntime_call(file):

@@ -120,14 +120,13 @@ def torchao_pt2e(args, tagger, jets):
     return Variant(lambda *x: compiled(*x).log(), state_size(converted))
 
 
-def onnx(int8, static=False):
+def onnx(int8):
     """onnxruntime on the file of ``jetzoo export``, jets in buckets of 32 of similar length."""
 
     def build(args, tagger, jets):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "network.onnx"
-            files = args.calibration if static else None
-            export_onnx(args.network, args.checkpoint, args.data_config, str(path), int8, files)
+            export_onnx(args.network, args.checkpoint, args.data_config, path, int8=int8)
             content = path.read_bytes()
         call = in_buckets(onnxruntime_call(content))
         return Variant(lambda *x: call(*x).log(), len(content))
@@ -142,7 +141,6 @@ VARIANTS = {
     "torchao int8 dynamic": torchao_dynamic,
     "torchao pt2e, x86 inductor": torchao_pt2e,
     "onnxruntime float32": onnx(int8=False),
-    "onnxruntime int8 static": onnx(int8=True, static=True),
     "onnxruntime int8 dynamic": onnx(int8=True),
 }
 

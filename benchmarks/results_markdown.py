@@ -213,10 +213,20 @@ def int8_table(results):
     return table(headings, body)
 
 
+def deploy_table(results):
+    """One jet at a time on one thread."""
+    headings = ["model", "variant", "p50 [ms]", "p99 [ms]", "over weaver", "file [MB]"]
+    headings += ["opens in [ms]", "memory [MiB]"]
+    keys = ("model", "variant", "p50_ms", "p99_ms", "times_weaver", "megabytes", "open_ms", "mib")
+    rows = read_csv(results / "deploy_cpu.csv")
+    return table(headings, [[row[key] for key in keys] for row in rows], words=(0, 1))
+
+
 BLOCKS = {
     "zoo tables": zoo_tables,
     "results": short_table,
     "speed": speed_table,
+    "deploy": deploy_table,
     "training step": training_table,
     "int8": int8_table,
 }

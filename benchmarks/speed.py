@@ -10,10 +10,8 @@ Every variant has the same weights and gets the same jets, one call of each in t
 
 import argparse
 import ctypes
-import io
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from unittest import mock
 
@@ -34,6 +32,7 @@ from common import (
     trimmed,
     warm_up,
     weaver_network,
+    weaver_onnx,
     write_csv,
 )
 from matplotlib.figure import Figure
@@ -68,25 +67,7 @@ def in_bf16(build):
 
 def onnx_eager(model):
     """weaver's export of its own network, which stops before the softmax here."""
-    part = weaver_network(model, for_inference=True).mod
-    part.for_inference = False  # logits instead of probabilities; no other effect after __init__
-    shapes = {"features": (2, model.mod.embed.input_bn.num_features, 128)}
-    shapes |= {"vectors": (2, 4, 128), "mask": (2, 1, 128)}
-    axes = {name: {0: "N", 2: "n"} for name in shapes}
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            part,
-            tuple(torch.ones(shape) for shape in shapes.values()),
-            file,
-            input_names=list(shapes),
-            output_names=["logits"],
-            dynamic_axes={**axes, "logits": {0: "N"}},
-            opset_version=17,
-            dynamo=False,
-        )
-    call = onnxruntime_call(file.getvalue())
+    call = onnxruntime_call(weaver_onnx(model, "logits"))
     return lambda points, *others: call(*others)
 
 

@@ -179,6 +179,24 @@ def test_nan_weights(part, tmp_path, capsys, name):
 # Export
 
 
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (
+            ["--onnx", "net.onnx", "--calibration", "jets.parquet"],
+            "--calibration is",
+        ),
+        (["--cpp", "library", "--opset", "15"], "--opset is an option of --onnx"),
+        (["--cpp", "library", "--output", "logits"], "--output is an option of --onnx"),
+    ],
+)
+def test_options_of_the_other_kind_of_export(part, tmp_path, monkeypatch, capsys, given, message):
+    monkeypatch.chdir(tmp_path)
+    words = command(("ParT", part / "net.pt"), "export", *given)
+    assert message in refused(capsys, words)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("attention", ["jagged", "triton", "sdpa"])
 def test_export_computes_in_pytorch_whatever_the_training_did(part, tmp_path, attention):

@@ -318,40 +318,58 @@ def run_quantize(args):
 
 def add_export(parser):
     add_tagger(parser)
-    output = parser.add_mutually_exclusive_group(required=True)
-    output.add_argument("--onnx", metavar="FILE", help="what to write, .onnx")
-    output.add_argument("--cpp", metavar="FOLDER", help="a library in C++ to write")
+    written = parser.add_mutually_exclusive_group(required=True)
+    written.add_argument(
+        "--onnx", metavar="FILE", help="what to write, .onnx; preprocess.json appears beside it"
+    )
+    written.add_argument("--cpp", metavar="FOLDER", help="a library in C++ to write")
     parser.add_argument("--int8", action="store_true", help="matrix products in int8")
+    parser.add_argument(
+        "--opset",
+        type=int,
+        metavar="N",
+        help="with --onnx: version of the operators (default: 17)",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="WHAT",
+        help="with --onnx: probabilities (default), logits, or embedding: what enters the last "
+        "layer",
+    )
     parser.add_argument(
         "--calibration",
         nargs="+",
         metavar="FILE",
-        help="jets to fix the ranges of int8 with (default: they are found at run time)",
+        help="with --cpp: jets to fix the ranges of int8 with (default: they are found at run "
+        "time)",
     )
 
 
 def run_export(args):
-    if args.cpp:
-        run_export_cpp(args)
-    else:
-        run_export_onnx(args)
+    needed = {"opset": "--onnx", "output": "--onnx", "calibration": "--cpp"}
+    written = "--cpp" if args.cpp else "--onnx"
+    for option, target in needed.items():
+        if getattr(args, option) is not None and target != written:
+            raise UserError(f"--{option} is an option of {target}: leave it out with {written}.")
+    run_export_cpp(args) if args.cpp else run_export_onnx(args)
 
 
 def run_export_onnx(args):
     from jetzoo import tables
     from jetzoo.export import export
 
-    tables.check_output(args.onnx, (*(args.calibration or ()), *input_files(args)), ".onnx")
+    tables.check_output(args.onnx, input_files(args), ".onnx")
+    given = {"opset": args.opset, "output": args.output}
     export(
         args.network,
         args.checkpoint,
         args.data_config,
         args.onnx,
-        args.int8,
-        args.calibration,
+        int8=args.int8,
+        **{option: value for option, value in given.items() if value is not None},
         **network_options(args),
     )
-    print(f"wrote {args.onnx}")
+    print(f"wrote {args.onnx}, and preprocess.json beside it")
 
 
 def run_export_cpp(args):
