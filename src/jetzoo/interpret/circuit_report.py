@@ -18,6 +18,7 @@ from .interventions import nodes
 from .recorder import transformer
 from .report import finite_jets
 from .sample import read_jets
+from .studies import with_counterpart
 from .subjets import has_fastjet
 
 JETS = 300
@@ -191,6 +192,7 @@ def circuit(tagger, network, files, *, jets=None, batch_size=64, **options):
         If no head of the particle attention can be changed, FastJet is missing, or the jets have no
         labels or are of one class.
     """
+    tagger = with_counterpart(tagger)
     core = transformer(tagger.model)
     if core is None or not any(
         n.what == "head" and n.kind == "particle" for n in nodes(tagger.model)
