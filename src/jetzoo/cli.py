@@ -141,7 +141,7 @@ def run_probe(args):
 
 
 def add_circuit(parser):
-    _add_jets(parser, "300 at equal distances", "circuit")
+    _add_jets(parser, "1000 at equal distances", "circuit")
 
 
 def run_circuit(args):

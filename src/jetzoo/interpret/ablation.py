@@ -148,7 +148,7 @@ def known(core, change, outputs):
     """
     stages = core.stages()
     if change.what == "none":
-        return _remembered(stages, outputs)
+        return remembered(stages, outputs)
     blocks = core.blocks if change.kind == "particle" else core.cls_blocks
     before = stages[: stages.index(blocks[change.layer or 0])]
     forwards = {m: lambda *args, output=outputs[m]: output for m in before}
@@ -156,7 +156,9 @@ def known(core, change, outputs):
 
 
 @contextmanager
-def _remembered(stages, outputs):
+def remembered(stages, outputs):
+    """While open, the outputs of some modules are put into a dict."""
+
     def remember(module, args, output):
         outputs[module] = output
 

@@ -21,7 +21,7 @@ from .sample import read_jets
 from .studies import with_counterpart
 from .subjets import has_fastjet
 
-JETS = 300
+JETS = 1000
 WEAK = 0.1  # of the strongest path; weaker ones do not make a head a relay
 
 
@@ -120,6 +120,8 @@ class CircuitReport:
             "circuit": [head.name for head in self.found.heads],
             "roles": {head.name: role for head, role in roles(self.found).items()},
             "circuit_auc": self.found.circuit_auc,
+            "num_ablated": self.found.num_ablated,
+            "num_patched": self.found.num_patched,
             "effects": self.effect_rows(),
             "paths": self.path_rows(),
         }
@@ -136,7 +138,9 @@ class CircuitReport:
         found, num = self.found, sum(e["node"].what == "head" for e in self.found.effects) // 3
         return (
             f"{len(found.heads)} of {num} heads keep {100 * KEPT:.0f}% of the AUC over 1/2: "
-            f"{found.circuit_auc:.4f} of {found.auc:.4f}, on {self.about['num_jets']:,} jets."
+            f"{found.circuit_auc:.4f} of {found.auc:.4f}, on {self.about['num_jets']:,} jets. "
+            f"Parts were ablated on {found.num_ablated:,} of them and paths patched on "
+            f"{found.num_patched:,}; errors are standard errors over these jets."
         )
 
     def lines(self):
@@ -147,8 +151,9 @@ class CircuitReport:
             (
                 head.name,
                 role[head],
-                f"{-means[head]['auc_change']:.4f}",
-                f"{means[head]['log_odds_change']:.3f}",
+                f"{-means[head]['auc_change']:.4f} ± {means[head]['auc_change_error']:.4f}",
+                f"{means[head]['log_odds_change']:.3f} ± "
+                f"{means[head]['log_odds_change_error']:.3f}",
             )
             for head in self.found.heads
         ]
@@ -177,7 +182,8 @@ def circuit(tagger, network, files, *, jets=None, batch_size=64, **options):
     files : sequence of str or Path
         Jets with the branches of the data config, and labels.
     jets : int or sequence of int, optional
-        The first so many jets, or the indices of some. By default 300, at equal distances.
+        The first so many jets, or the indices of some. By default 1,000, at equal distances. Parts
+        are ablated on at most 2,000 of them, and paths patched on at most 300.
     batch_size : int
     **options
         Of the network; not used, as the tagger has them.
