@@ -123,7 +123,7 @@ def ablate(tagger, jets, *, batch_size=64):
             labels.append(part.labels)
             outputs = {}
             for change, found in zip(changes, scores, strict=True):
-                with known(core, change, outputs), replaced(tagger.model, change.weights):
+                with skipping(core, change, outputs), replaced(tagger.model, change.weights):
                     logits = tagger.model(*part.inputs)
                 found.append(logits.float().softmax(1).cpu().numpy())
                 bar.update(len(part))
@@ -134,7 +134,7 @@ def ablate(tagger, jets, *, batch_size=64):
     ]
 
 
-def known(core, change, outputs):
+def skipping(core, change, outputs):
     """Context in which what comes before a change is not computed again.
 
     Parameters

@@ -183,7 +183,7 @@ def circuit(tagger, network, files, *, jets=None, batch_size=64, **options):
         Jets with the branches of the data config, and labels.
     jets : int or sequence of int, optional
         The first so many jets, or the indices of some. By default 1,000, at equal distances. Parts
-        are ablated on at most 2,000 of them, and paths patched on at most 300.
+        are ablated on at most 1,000 of them, and paths patched on at most 300.
     batch_size : int
     **options
         Of the network; not used, as the tagger has them.

@@ -24,7 +24,7 @@ from .sample import batch as one_batch
 MODES = ("zero", "mean", "resample")
 KEPT = 0.95  # of AUC - 1/2, by the heads of a circuit
 MOST_HEADS = 8  # between which paths are patched
-ABLATED, PATCHED = 2000, 300  # jets of the ablations and the search, and of the paths
+ABLATED, PATCHED = 1000, 300  # jets of the ablations and the search, and of the paths
 
 
 @dataclass
@@ -293,12 +293,13 @@ def find_circuit(tagger, jets, batch_size=64, ablated=ABLATED, patched=PATCHED):
     Circuit
     """
     whole = Patching(tagger, jets, batch_size)
-    some, few = (
-        whole
-        if count >= len(jets)
-        else Patching(tagger, jets[spread(len(jets), count)], batch_size)
-        for count in (ablated, patched)
-    )
+
+    def part_of_it(count):
+        if count >= len(jets):
+            return whole
+        return Patching(tagger, jets[spread(len(jets), count)], batch_size)
+
+    some, few = part_of_it(ablated), part_of_it(patched)
     effects = ablation_effects(some)
     heads, auc = smallest_circuit(some, effects)
     edges = path_effects(few, heads[:MOST_HEADS])

@@ -5,7 +5,7 @@ The plain way to the same logits is a whole run with :func:`jetzoo.interpret.int
 
 import torch
 
-from .ablation import known, remembered
+from .ablation import remembered, skipping
 from .interventions import edited, nodes, remembering, replacing
 from .recorder import transformer
 
@@ -40,8 +40,8 @@ class Replay:
 
     def run(self, node, source):
         """Logits (B, classes) with one node replaced, see :func:`replacing`."""
-        heads = {node.place: self.values[node.place]} if node.what == "head" else {}
-        return self._run(node, replacing([node], source), {node.place}, heads)
+        known = {node.place: self.values[node.place]} if node.what == "head" else {}
+        return self._run(node, replacing([node], source), {node.place}, known)
 
     def send(self, sender, source, receivers):
         """Replace a head while all later heads keep their values.
@@ -62,9 +62,8 @@ class Replay:
         """
         send, received = replacing([sender], source), {}
         asked = {node.place for node in receivers}
-        places = {
-            n.place for n in nodes(self.model) if n.what == "head" and n.depth >= sender.depth
-        }
+        heads = [node for node in nodes(self.model) if node.what == "head"]
+        places = {head.place for head in heads if head.depth >= sender.depth}
 
         def edit(place, value):
             if place == sender.place:
@@ -74,26 +73,26 @@ class Replay:
                 return self.values[place]
             return value
 
-        heads = {place: self.values[place] for place in places - asked}
-        return self._run(sender, edit, places, heads), received
+        known = {place: self.values[place] for place in places - asked}
+        return self._run(sender, edit, places, known), received
 
     def without(self, heads, means):
         """Logits (B, classes) with heads at their means, from :class:`Means`."""
         by_place = {}
         for head in heads:
             by_place.setdefault(head.place, []).append(head)
-        gone = {}
+        known = {}
         for place, some in by_place.items():
             mean = means(place, self.core.cls_token)  # (1, H, 1, d)
             if len(some) == mean.shape[1]:
                 kind = some[0].kind
                 length = self.part.mask.shape[1] if kind == "particle" else 1
-                gone[place] = mean.expand(len(self.part), -1, length, -1)
+                known[place] = mean.expand(len(self.part), -1, length, -1)
         first = nodes(self.model)[0]
-        return self._run(first, replacing(heads, means), set(by_place), gone)
+        return self._run(first, replacing(heads, means), set(by_place), known)
 
     @torch.inference_mode()
-    def _run(self, first, edit, places, heads):
-        """Logits from the stage of the node ``first`` on; ``heads`` see :func:`edited`."""
-        with known(self.core, first, self.outputs), edited(self.model, edit, places, heads):
+    def _run(self, first, edit, places, known):
+        """Logits from the stage of the node ``first`` on; see :func:`edited`."""
+        with skipping(self.core, first, self.outputs), edited(self.model, edit, places, known):
             return self.model(*self.part.inputs).double()
