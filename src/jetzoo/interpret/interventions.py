@@ -38,9 +38,8 @@ class Node:
     @property
     def name(self):
         """Name in tables and figures, counted from 1: ``L2.H3``, ``C1.H8``, ``L2.FF``, ``L2.U``."""
-        layer = f"{'L' if self.kind == 'particle' else 'C'}{self.layer + 1}"
         end = {"head": f"H{(self.head or 0) + 1}", "feed_forward": "FF", "pair_bias": "U"}
-        return f"{layer}.{end[self.what]}"
+        return f"{Site(self.kind, self.layer).name}.{end[self.what]}"
 
     @property
     def depth(self):
