@@ -254,6 +254,8 @@ def test_paths_of_the_planted_circuit(patching, effects):
     kept = [e for e in edges if other not in (e["sender"], e["receiver"])]
     circuit = circuits.Circuit(1.0, effects, [SOURCE, READOUT], 1.0, kept, 60, 60)
     assert roles(circuit) == {SOURCE: "source", READOUT: "readout"}
+    circuit.heads.append(other)
+    assert roles(circuit)[other] == "not patched"
 
 
 def test_matched_jets_are_of_the_other_class(planted):

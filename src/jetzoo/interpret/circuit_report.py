@@ -34,9 +34,10 @@ def roles(found):
 
     Returns
     -------
-    dict of Node to {"source", "relay", "readout"}
+    dict of Node to {"source", "relay", "readout", "not patched"}
         A readout acts on the end of the network more than on other heads; a source acts on other
-        heads, and none of the circuit acts on it; a relay does both.
+        heads, and none of the circuit acts on it; a relay does both. Of large circuits, the heads of small
+        effect are not patched.
     """
     direct, sent, received = (dict.fromkeys(found.heads, 0.0) for _ in range(3))
     for edge in found.edges:
@@ -48,7 +49,11 @@ def roles(found):
             received[receiver] = max(received[receiver], size)
     strongest = max([*sent.values(), *direct.values()], default=0)
 
+    patched = {edge["sender"] for edge in found.edges}
+
     def role(head):
+        if head not in patched:
+            return "not patched"
         if direct[head] >= sent[head] and direct[head] > 0:
             return "readout"
         return "relay" if received[head] > WEAK * strongest else "source"

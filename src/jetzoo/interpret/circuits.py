@@ -23,7 +23,7 @@ from .sample import batch as one_batch
 
 MODES = ("zero", "mean", "resample")
 KEPT = 0.95  # of AUC - 1/2, by the heads of a circuit
-MOST_HEADS = 8  # between which paths are patched
+MOST_HEADS = 12  # between which paths are patched
 ABLATED, PATCHED = 1000, 300  # jets of the ablations and the search, and of the paths
 
 

@@ -11,6 +11,7 @@ from jetzoo.style import OKABE_ITO
 from .primitives import NEUTRAL, annotated, grid, plain_ticks
 
 ROLE_COLORS = dict(zip(("source", "relay", "readout"), OKABE_ITO[:3], strict=True))
+ROLE_COLORS["not patched"] = "0.6"
 FAINTEST = 0.02  # of the effect of corrupting the jet; edges of less are left out
 
 
@@ -54,7 +55,7 @@ def circuit_graph(found, roles):
     ----------
     found : Circuit
     roles : dict of Node to str
-        "source", "relay" or "readout".
+        See :func:`jetzoo.interpret.circuit_report.roles`.
     """
     means = [e for e in found.effects if e["mode"] == "mean"]
     layers = list(dict.fromkeys((e["node"].kind, e["node"].layer) for e in means))
@@ -96,8 +97,9 @@ def circuit_graph(found, roles):
     handles = [
         Line2D([], [], marker="o", ls="none", color=color, ms=9, label=role)
         for role, color in ROLE_COLORS.items()
+        if role in roles.values()
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(ROLE_COLORS))
     return figure
 
 
