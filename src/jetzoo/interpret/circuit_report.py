@@ -36,8 +36,8 @@ def roles(found):
     -------
     dict of Node to {"source", "relay", "readout", "not patched"}
         A readout acts on the end of the network more than on other heads; a source acts on other
-        heads, and none of the circuit acts on it; a relay does both. Of large circuits, the heads of small
-        effect are not patched.
+        heads, and none of the circuit acts on it; a relay does both. Of large circuits, the heads
+        of small effect are not patched.
     """
     direct, sent, received = (dict.fromkeys(found.heads, 0.0) for _ in range(3))
     for edge in found.edges:
