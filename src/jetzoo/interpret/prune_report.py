@@ -36,7 +36,7 @@ class PruneReport:
         ``parameters``, ``accuracy``, ``auc``, ``auc_change`` with its standard error, and
         ``jets_per_second`` on the fast engine.
     smaller : Tagger or None
-        None if no layer can go.
+        As it is or fine-tuned, what is better on the validation jets. None if no layer can go.
     options : dict
         With which the smaller network is built.
     """
@@ -52,8 +52,8 @@ class PruneReport:
         """Sentences on what came out."""
         if self.smaller is None:
             return [
-                f"No layer can go: each network without one lost more than {AUC_LOSS} of AUC on "
-                "the validation jets, fine-tuned."
+                f"No layer can go: without any one of them the AUC on the validation jets falls by "
+                f"more than {AUC_LOSS}, after the fine-tuning, too."
             ]
         words = "".join(f", {key}={value!r}" for key, value in self.options.items())
         network, config = self.about["network"], self.about["data_config"]
@@ -100,8 +100,9 @@ def prune(tagger, network, data_config, train, val, test, *, epochs=EPOCHS, **op
     """Make a network smaller by whole layers, as long as its AUC stays within 0.001.
 
     Layers go in the order of :func:`jetzoo.interpret.pruning.spare`. The smallest network that has
-    the AUC on the validation jets after a fine-tuning is taken; test jets have no part in the
-    choice. The network as it is gets the same fine-tuning, to compare with.
+    the AUC on the validation jets is taken, as it is or after a fine-tuning, whichever is better;
+    test jets have no part in the choice. The network with all layers gets the same fine-tuning, to
+    compare with.
 
     Parameters
     ----------
@@ -128,18 +129,22 @@ def prune(tagger, network, data_config, train, val, test, *, epochs=EPOCHS, **op
     shortener = Shortener(tagger, network, options)
     train, val, test = (read_sample(tagger, files) for files in (train, val, test))
     steps = spare(shortener, val)
-    tuned, aucs = {}, {}
+    goal, tuned, aucs = steps[0][1] - AUC_LOSS, {}, {}
 
     def tune(gone):
         tuned[gone] = fine_tune(shortener, gone, data_config, train, val, epochs)
         aucs[gone] = val.metrics(tuned[gone])[1]["auc"]
         return aucs[gone]
 
-    best, _ = steps[smallest(steps, lambda step: tune(step[0]) >= steps[0][1] - AUC_LOSS)]
-    tune(())
+    best, auc = steps[smallest(steps, lambda step: step[1] >= goal or tune(step[0]) >= goal)]
+    for gone in {(), best} - tuned.keys():
+        tune(gone)
     networks = {"the network": tagger, "the network, fine-tuned": tuned[()]}
+    smaller = None
     if best:
-        networks |= {"smaller": shortener.without(best), "smaller, fine-tuned": tuned[best]}
+        short = shortener.without(best)
+        networks |= {"smaller": short, "smaller, fine-tuned": tuned[best]}
+        smaller = tuned[best] if aucs[best] >= auc else short
     about = {
         "network": str(network),
         "data_config": str(data_config),
@@ -151,7 +156,6 @@ def prune(tagger, network, data_config, train, val, test, *, epochs=EPOCHS, **op
         {"gone": [site.name for site in gone], "auc": auc, "tuned": aucs.get(gone)}
         for gone, auc in steps
     ]
-    smaller = tuned[best] if best else None
     return PruneReport(about, listed, compare(networks, test), smaller, shortener.options(best))
 
 

@@ -26,7 +26,7 @@ from jetzoo.tagger import Tagger
 from .recorder import Site, transformer
 
 REACH = 0.02  # of AUC: what a fine-tuning is trusted to make up for
-EPOCHS, BATCH_SIZE, LEARNING_RATE = 3, 128, "3e-4"
+EPOCHS, BATCH_SIZE, LEARNING_RATE = 3, 128, "1e-4"
 STACKS = {"particle": ("blocks", "num_layers"), "class": ("cls_blocks", "num_cls_layers")}
 
 
