@@ -1,6 +1,7 @@
 """Commands on network files as weaver's users write them, around its own networks."""
 
 import json
+import re
 
 import awkward as ak
 import numpy as np
@@ -19,6 +20,9 @@ from jetzoo.engine.variants import VariantTransformer
 from jetzoo.export import export
 from jetzoo.interpret.ablation import ablate
 from jetzoo.interpret.sample import batch
+from jetzoo.interpret.studies import with_counterpart
+from jetzoo.jets import true_labels
+from jetzoo.metrics.numbers import evaluate
 from jetzoo.profiling import report
 
 SOME = slice(None, None, 8)  # of both classes
@@ -105,6 +109,28 @@ def test_attention(files, jets, jets_file):
         assert (record.mask == part.mask).all()
         rows = record.weights.sum(-1)
         torch.testing.assert_close(rows[rows > 0], torch.ones_like(rows[rows > 0]))
+
+
+def test_explore_probe_and_circuit(files, jets, jets_file):
+    """They look into the zoo's own networks in place of weaver's; a graph has no stream."""
+    network, tagger = files[0], jetzoo.load(*files, device="cpu")
+    page, _ = interpret.explore(tagger, network, [jets_file], jets=2)
+    assert len(re.findall(r'id="jet-\d+"', page)) == 2
+    twin = with_counterpart(tagger)
+    if interpret.recorder.transformer(twin.model) is None:
+        for find in (interpret.probe, interpret.circuit):
+            with pytest.raises(jetzoo.UserError, match="has no"):
+                find(tagger, network, [jets_file])
+        return
+    found = interpret.probe(tagger, network, [jets_file], jets=100)
+    last = next(row for row in reversed(found.class_rows) if row["source"] == "trained")
+    some, labels = jets[:100], true_labels(tagger, jets[:100])
+    expected = evaluate(labels, twin.predict(some), tagger.classes)["auc"]
+    assert last["lens_auc"] == pytest.approx(expected, abs=1e-6)
+    found = interpret.circuit(tagger, network, [jets_file], jets=20).found
+    assert found.auc == pytest.approx(
+        evaluate(labels[:20], twin.predict(jets[:20]), tagger.classes)["auc"]
+    )
 
 
 def test_profile(tmp_path, jets_file):

@@ -141,13 +141,39 @@ def run_probe(args):
 
 
 def add_circuit(parser):
-    _add_jets(parser, "300 at equal distances", "circuit")
+    _add_jets(parser, "1000 at equal distances", "circuit")
 
 
 def run_circuit(args):
     from jetzoo import interpret
 
     _write_report(args, "circuit", interpret.circuit)
+
+
+def add_prune(parser):
+    add_tagger(parser)
+    for name, text in (
+        ("--train", "labelled jets to fine-tune on; they are read into memory"),
+        ("--val", "labelled jets that decide which layers can go"),
+        ("--data", "labelled jets to compare the networks on, which take no part in the choice"),
+    ):
+        parser.add_argument(name, nargs="+", required=True, metavar="FILE", help=text)
+    text = "of each fine-tuning, up to five of them (default: 3)"
+    parser.add_argument("--epochs", type=positive_integer, default=3, metavar="N", help=text)
+    text = "default: the folder pruned beside the checkpoint, or here for a model card"
+    parser.add_argument("--out", metavar="DIR", help=text)
+
+
+def run_prune(args):
+    from jetzoo import interpret, tables
+
+    folder = default_folder(args, "pruned")
+    tables.check_folder(folder)
+    files = (args.train, args.val, args.data)
+    options = {"epochs": args.epochs, **network_options(args)}
+    report = interpret.prune(load_tagger(args), args.network, args.data_config, *files, **options)
+    _show_report(report, folder)
+    print(f"wrote {folder}")
 
 
 def _add_jets(parser, default, folder=None, subjets=False):
@@ -169,20 +195,25 @@ def _add_jets(parser, default, folder=None, subjets=False):
         parser.add_argument("--batch-size", type=positive_integer, default=64, metavar="N")
 
 
-def _write_report(args, name, find, **options):
-    """Find something out about a network, write it to a folder, and print it."""
+def _show_report(report, folder):
+    """Write a report to a folder, and print its tables and notes."""
     from rich.console import Console
 
+    report.write(folder)
+    Console().print(*report.tables())
+    for note in report.notes:
+        print(f"note: {note}")
+
+
+def _write_report(args, name, find, **options):
+    """Find something out about a network, write it to a folder, and print it."""
     from jetzoo import tables
 
     folder = default_folder(args, name)
     tables.check_folder(folder)
     options |= {"jets": args.jets, "batch_size": args.batch_size, **network_options(args)}
     report = find(load_tagger(args), args.network, args.data, **options)
-    report.write(folder)
-    Console().print(*report.tables())
-    for note in report.notes:
-        print(f"note: {note}")
+    _show_report(report, folder)
     print(f"wrote {folder / 'index.html'}, and figures and tables beside it")
 
 
@@ -434,6 +465,7 @@ COMMANDS = (
     ("explore", "a page to explore the attention in single jets", add_explore, run_explore),
     ("probe", "what a trained network knows, layer by layer", add_probe, run_probe),
     ("circuit", "which parts of a network carry its decision", add_circuit, run_circuit),
+    ("prune", "a network without the layers that its AUC can spare", add_prune, run_prune),
     ("profile", "where the time of a network goes", add_profile, run_profile),
     ("quantize", "an int8 form of a network, and what it costs", add_quantize, run_quantize),
     ("export", "a trained network as an ONNX file or a library in C++", add_export, run_export),

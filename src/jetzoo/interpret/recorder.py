@@ -51,6 +51,11 @@ class Site:
     kind: str
     layer: int
 
+    @property
+    def name(self):
+        """Name in tables and figures, counted from 1: ``L2`` of particles, ``C1`` of the class."""
+        return f"{'L' if self.kind == 'particle' else 'C'}{self.layer + 1}"
+
 
 def transformer(model):
     """Return the part of a network with particle blocks and class-attention blocks, or None."""
