@@ -19,7 +19,7 @@ FLOORS = (
     {"networks"},
     {"plugin"},
     {"cpp", "export", "interpret", "profiling"},
-    {"comparison", "training"},
+    {"comparison", "prediction", "training"},
     {"tagger"},
     {"acceleration"},
     {"int8"},
@@ -34,6 +34,7 @@ COMMANDS = {"jetzoo.datasets.command": "cli", "jetzoo.datasets.__main__": "__mai
 SIDE_ROOMS = {
     "__init__",
     "checkpoint",
+    "cluster",
     "data_config",
     "datasets",
     "formulas",
@@ -50,6 +51,7 @@ SIDE_ROOMS = {
     "simulate",
     "sources",
     "state",
+    "streams",
     "style",
     "tables",
 }

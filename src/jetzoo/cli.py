@@ -57,8 +57,19 @@ def run_evaluate(args):
 
 def add_predict(parser):
     _add_tagger(parser)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="jets, .root or .parquet")
-    parser.add_argument("--output", required=True, metavar="FILE", help=".root or .parquet")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="jets: .root, .parquet or .h5, paths or URLs, with * for many; file.root:tree; "
+        "group:files",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="FILE",
+        help=".root or .parquet; {name} in it stands for the name of each input",
+    )
     parser.add_argument("--batch-size", type=positive_integer, default=512, metavar="N")
     parser.add_argument("--fast", action="store_true", help="the fast engine: the same scores")
     parser.add_argument(
@@ -66,17 +77,21 @@ def add_predict(parser):
         action="store_true",
         help="write the normalised class token of each jet, too; for ParT and its variants",
     )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--workers", type=positive_integer, metavar="N", help="share the work among N processes"
+    )
+    where.add_argument("--dask", metavar="ADDRESS", help="or among a cluster of dask.distributed")
 
 
 def run_predict(args):
-    from jetzoo import tables
-    from jetzoo.tagger import predict_files
+    from jetzoo.prediction import jobs
+    from jetzoo.prediction.files import predict_files
 
-    tables.check_format(args.output)
-    tables.check_output(args.output, (*args.files, *_inputs(args)))
+    jobs.outputs(args.files, args.output, _inputs(args))
     wanted = {"fast": args.fast, "embedding": args.embedding}
     tagger = _load(args, **{name: True for name, is_wanted in wanted.items() if is_wanted})
-    found = predict_files(tagger, args.files, args.output, args.batch_size)
+    found = predict_files(tagger, args.files, args.output, args.batch_size, args.workers, args.dask)
     if not found.has_labels:
         print("note: The files have no labels; only scores were written.")
     if found.num_bad:
@@ -84,7 +99,8 @@ def run_predict(args):
             f"note: {found.num_bad:,} of {found.num_jets:,} jets have values that are NaN or "
             "infinite: their scores are NaN."
         )
-    print(f"wrote {args.output}")
+    for path in found.outputs:
+        print(f"wrote {path}")
 
 
 def add_attention(parser):

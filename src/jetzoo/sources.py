@@ -113,6 +113,32 @@ def _split(source):
     return match.groups() if match else (source, None)
 
 
+def name(source):
+    """Name of the file of a source, without its ending."""
+    location, _ = _split(source)
+    return Path(urlsplit(location).path if is_url(location) else location).stem
+
+
+def state(source):
+    """What changes when a file does: its size, the time of its last change, the tag of a server.
+
+    Raises
+    ------
+    UserError
+        If the file is gone, or its server does not answer.
+    """
+    location, _ = _split(source)
+    if not is_url(location):
+        found = os.stat(location)
+        return [os.path.abspath(location), found.st_size, found.st_mtime_ns]
+    try:
+        system, path = fsspec.url_to_fs(location, **_options(location))
+        found = system.info(path)
+    except Exception as error:  # each protocol has its own
+        raise _unreadable(source, error) from error
+    return [location, *(str(found.get(key)) for key in ("size", "mtime", "ETag", "LastModified"))]
+
+
 @contextlib.contextmanager
 def opened(source, treename=None):
     """Open a source.

@@ -241,7 +241,7 @@ def _write_parquet(path, first, tables):
 
 def to_arrow(table):
     """A table as one of arrow, without types that only awkward knows."""
-    return ak.to_arrow_table(table, extensionarray=False, list_to32=True)
+    return ak.to_arrow_table(ak.to_packed(table), extensionarray=False, list_to32=True)
 
 
 def _write_root(path, first, tables):

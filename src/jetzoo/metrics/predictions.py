@@ -159,21 +159,25 @@ def check_labels(labels, num_classes):
     return labels.astype(np.int64)
 
 
-def write_predictions(path, classes, scores, labels=None, observers=None):
-    """Write scores as weaver does, so that :func:`read_predictions` reads them.
+def prediction_table(suffix, classes, scores, labels=None, observers=None):
+    """Scores as weaver writes them.
 
     Parameters
     ----------
-    path : str or Path
-        ``.root``: branches ``<class>`` (bool) and ``score_<class>``; ``.parquet``: ``scores``.
+    suffix : {".root", ".parquet"}
+        The former with branches ``<class>`` (bool) and ``score_<class>``; the latter ``scores``.
     classes : sequence of str
     scores : ndarray, (num_jets, num_classes)
     labels : ndarray of int, (num_jets,), optional
-        Index of the true class, written as ``_label_``.
+        Index of the true class, as ``_label_``.
     observers : dict of array, optional
         Further branches, as they are.
+
+    Returns
+    -------
+    ak.Array of records, (num_jets,)
     """
-    if tables.check_format(path).suffix == ".parquet":
+    if suffix == ".parquet":
         table = {"scores": scores}
     else:
         table = {}
@@ -183,25 +187,34 @@ def write_predictions(path, classes, scores, labels=None, observers=None):
             table[f"score_{name}"] = scores[:, index]
     if labels is not None:
         table["_label_"] = labels
-    tables.write(path, ak.Array({**table, **(observers or {})}))
+    return ak.Array({**table, **(observers or {})})
 
 
-def write_targets(path, targets, predicted, truth=None, observers=None):
-    """Write what a regression predicts as weaver does, so that :func:`read_targets` reads it.
+def target_table(suffix, targets, predicted, truth=None, observers=None):
+    """What a regression predicts, as weaver writes it.
 
     Parameters
     ----------
-    path : str or Path
-        ``.root``: branch ``output``; ``.parquet``: ``scores``.
+    suffix : {".root", ".parquet"}
+        The former with a branch ``output``, the latter ``scores``.
     targets : sequence of str
     predicted : ndarray, (num_jets, num_targets)
     truth : ndarray, (num_jets, num_targets), optional
-        Written under the names of the targets.
+        Under the names of the targets.
     observers : dict of array, optional
         Further branches, as they are.
+
+    Returns
+    -------
+    ak.Array of records, (num_jets,)
     """
-    array = "scores" if tables.check_format(path).suffix == ".parquet" else "output"
+    array = "scores" if suffix == ".parquet" else "output"
     table = {array: predicted[:, 0] if len(targets) == 1 else predicted}
     if truth is not None:
         table |= dict(zip(targets, truth.T, strict=True))
-    tables.write(path, ak.Array({**table, **(observers or {})}))
+    return ak.Array({**table, **(observers or {})})
+
+
+def write_predictions(path, *table):
+    """Write a :func:`prediction_table`, so that :func:`read_predictions` reads it."""
+    tables.write(path, prediction_table(tables.check_format(path).suffix, *table))
