@@ -174,7 +174,7 @@ def test_files_of_a_server(name, jets, tmp_path, server):
 
 
 def test_servers_that_do_not_help(server, monkeypatch):
-    aiohttp = pytest.importorskip("aiohttp")
+    pytest.importorskip("aiohttp")
     with pytest.raises(UserError, match="absent.root cannot be read as root: ") as caught:
         tables.describe(f"{server.url}/absent.root")
     assert "\n" not in str(caught.value)
@@ -191,7 +191,6 @@ def test_servers_that_do_not_help(server, monkeypatch):
         for suffix in ("root", "parquet"):
             with pytest.raises(UserError, match=f"x.{suffix} cannot be read as {suffix}: ."):
                 tables.describe(f"http://127.0.0.1:{port}/x.{suffix}")
-    assert aiohttp
 
 
 def test_without_the_extra(monkeypatch):

@@ -1,5 +1,6 @@
 """Tag files of jets and write the scores: ``jetzoo.predict_files``."""
 
+import contextlib
 import threading
 from typing import NamedTuple
 
@@ -91,6 +92,8 @@ def predict_files(tagger, files, output, batch_size=512, workers=None, dask=None
                     _work(tagger, job, parts, folder, progress)
         num_bad = sum(kept.join(folder, job) for job in jobs if job.parts)
         kept.clean(folder, [])
+    with contextlib.suppress(OSError):
+        folder.rmdir()  # unless another run has just begun there
     has_labels = all(job.has_labels for job in jobs)
     return Predicted(total, num_bad, has_labels, [job.output for job in jobs if job.parts])
 
