@@ -29,7 +29,11 @@ FLOORS = (
     {"native"},
 )
 # Commands that lie beside what they call.
-COMMANDS = {"jetzoo.datasets.command": "cli", "jetzoo.datasets.__main__": "__main__"}
+COMMANDS = {
+    "jetzoo.arguments": "cli",
+    "jetzoo.datasets.command": "cli",
+    "jetzoo.datasets.__main__": "__main__",
+}
 # What all floors may import; these have an order of their own, which is not written here.
 SIDE_ROOMS = {
     "__init__",

@@ -1,13 +1,22 @@
 """The `jetzoo` command. Each subcommand adds its arguments and calls one module."""
 
 import argparse
-import ast
 import os
 import sys
 from importlib import import_module
 from pathlib import Path
 
 from jetzoo import UserError, __version__
+from jetzoo.arguments import (
+    add_tagger,
+    default_folder,
+    input_files,
+    jet_selection,
+    load_tagger,
+    network_options,
+    positive_integer,
+    resolve,
+)
 from jetzoo.attention.backends import BACKENDS
 from jetzoo.int8.methods import METHODS
 
@@ -56,7 +65,7 @@ def run_evaluate(args):
 
 
 def add_predict(parser):
-    _add_tagger(parser)
+    add_tagger(parser)
     parser.add_argument(
         "files",
         nargs="+",
@@ -88,9 +97,9 @@ def run_predict(args):
     from jetzoo.prediction import jobs
     from jetzoo.prediction.files import predict_files
 
-    jobs.outputs(args.files, args.output, _inputs(args))
+    jobs.outputs(args.files, args.output, input_files(args))
     wanted = {"fast": args.fast, "embedding": args.embedding}
-    tagger = _load(args, **{name: True for name, is_wanted in wanted.items() if is_wanted})
+    tagger = load_tagger(args, **{name: True for name, is_wanted in wanted.items() if is_wanted})
     found = predict_files(tagger, args.files, args.output, args.batch_size, args.workers, args.dask)
     if not found.has_labels:
         print("note: The files have no labels; only scores were written.")
@@ -126,8 +135,8 @@ def run_explore(args):
     from jetzoo import interpret, tables
     from jetzoo import page as pages
 
-    out = tables.check_output(args.out, (*args.data, *_inputs(args)), ".html")
-    tagger = _load(args)
+    out = tables.check_output(args.out, (*args.data, *input_files(args)), ".html")
+    tagger = load_tagger(args)
     page, notes = interpret.explore(
         tagger, args.network, args.data, jets=args.jets, num_subjets=args.subjets
     )
@@ -159,7 +168,7 @@ def run_circuit(args):
 
 def _add_jets(parser, default, folder=None, subjets=False):
     """Arguments of a command that looks into a network at some jets."""
-    _add_tagger(parser)
+    add_tagger(parser)
     parser.add_argument(
         "--data", nargs="+", required=True, metavar="FILE", help="jets, .root or .parquet"
     )
@@ -182,10 +191,10 @@ def _write_report(args, name, find, **options):
 
     from jetzoo import tables
 
-    folder = _default_folder(args, name)
+    folder = default_folder(args, name)
     tables.check_folder(folder)
-    options |= {"jets": args.jets, "batch_size": args.batch_size, **_network_options(args)}
-    report = find(_load(args), args.network, args.data, **options)
+    options |= {"jets": args.jets, "batch_size": args.batch_size, **network_options(args)}
+    report = find(load_tagger(args), args.network, args.data, **options)
     report.write(folder)
     Console().print(*report.tables())
     for note in report.notes:
@@ -220,7 +229,7 @@ def run_models(args):
 
 
 def add_profile(parser):
-    _add_tagger(parser, "QuarkGluon/qg_kin")
+    add_tagger(parser, "QuarkGluon/qg_kin")
     parser.add_argument(
         "--data", nargs="+", metavar="FILE", help="jets, .root or .parquet (default: the sample)"
     )
@@ -251,7 +260,7 @@ def run_profile(args):
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if args.fast and args.compare:
         raise UserError("--compare has a configuration fast: leave out --fast.")
-    options = _network_options(args)
+    options = network_options(args)
     # What --network-option fast True does to weaver's --predict; the training is not changed by it.
     fast = options.pop("fast", False) and not args.train
     names = args.compare or ["base"]
@@ -263,7 +272,7 @@ def run_profile(args):
     from jetzoo import tables
     from jetzoo.profiling import report
 
-    folder = _default_folder(args, "profile")
+    folder = default_folder(args, "profile")
     tables.check_folder(folder)
     found = report.profile(
         args.network,
@@ -287,7 +296,7 @@ def run_profile(args):
 
 
 def add_quantize(parser):
-    _add_tagger(parser)
+    add_tagger(parser)
     parser.add_argument(
         "--calibration",
         nargs="+",
@@ -306,12 +315,12 @@ def add_quantize(parser):
 def run_quantize(args):
     from jetzoo import comparison
 
-    comparison.check_output(args.output, (*args.data, *args.calibration, *_inputs(args)))
-    options = _network_options(args)
+    comparison.check_output(args.output, (*args.data, *args.calibration, *input_files(args)))
+    options = network_options(args)
     args.device = args.device or "cpu"
     comparison.show(
         comparison.compare(
-            _load(args),
+            load_tagger(args),
             args.data,
             args.calibration,
             args.output,
@@ -324,7 +333,7 @@ def run_quantize(args):
 
 
 def add_export(parser):
-    _add_tagger(parser)
+    add_tagger(parser)
     output = parser.add_mutually_exclusive_group(required=True)
     output.add_argument("--onnx", metavar="FILE", help="what to write, .onnx")
     output.add_argument("--cpp", metavar="FOLDER", help="a library in C++ to write")
@@ -348,7 +357,7 @@ def run_export_onnx(args):
     from jetzoo import tables
     from jetzoo.export import export
 
-    tables.check_output(args.onnx, (*(args.calibration or ()), *_inputs(args)), ".onnx")
+    tables.check_output(args.onnx, (*(args.calibration or ()), *input_files(args)), ".onnx")
     export(
         args.network,
         args.checkpoint,
@@ -356,7 +365,7 @@ def run_export_onnx(args):
         args.onnx,
         args.int8,
         args.calibration,
-        **_network_options(args),
+        **network_options(args),
     )
     print(f"wrote {args.onnx}")
 
@@ -371,19 +380,9 @@ def run_export_cpp(args):
         args.cpp,
         args.int8,
         args.calibration,
-        **_network_options(args),
+        **network_options(args),
     )
     print(f"wrote {args.cpp}")
-
-
-def jet_selection(text):
-    """``1000`` to an int, ``3,17`` to a list."""
-    if "," not in text:
-        return positive_integer(text)
-    indices = [int(index) for index in text.split(",") if index.strip()]
-    if not indices:
-        raise ValueError
-    return list(dict.fromkeys(indices))
 
 
 def add_list(parser):
@@ -426,90 +425,6 @@ def run_path(args):
     print(repository.path(args.name))
 
 
-def _add_tagger(parser, data_config=None):
-    """Arguments of :func:`_load`; with a default data config, the weights are optional, too."""
-    parser.add_argument(
-        "network",
-        help="a model card such as ParT_QuarkGluon_kin, which knows its checkpoint and data "
-        "config; or the name of a network such as ParT, or the path of its file",
-    )
-    default = "" if data_config is None else " (default: random weights)"
-    parser.add_argument("--checkpoint", metavar="FILE", help=f"weaver's state dict{default}")
-    default = "" if data_config is None else f" (default: {data_config})"
-    parser.add_argument(
-        "--data-config", metavar="YAML", help=f"path, or e.g. QuarkGluon/qg_kin{default}"
-    )
-    parser.set_defaults(default_data_config=data_config)
-    parser.add_argument("--device", help="default: the GPU if there is one")
-    parser.add_argument(
-        "--network-option",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("KEY", "VALUE"),
-        help="as in the training; repeat for several",
-    )
-
-
-def _resolve(args):
-    """Take a model card, or an int8 file, in place of a network, checkpoint and data config."""
-    from jetzoo import models
-    from jetzoo.tagger import resolve
-
-    known = models.is_card(args.network) or Path(args.network).suffix == ".pt"
-    args.is_card = args.checkpoint is None and (known or args.default_data_config is None)
-    if args.is_card:
-        given = args.network, None, args.data_config
-        args.network, args.checkpoint, args.data_config = resolve(*given)
-    args.data_config = args.data_config or args.default_data_config
-
-
-def _default_folder(args, name):
-    """Folder of a report: beside the checkpoint of a user, else in the present folder."""
-    beside = args.checkpoint is not None and not args.is_card
-    parent = Path(args.checkpoint).parent if beside else Path()
-    return Path(args.out or parent / name).absolute()
-
-
-def _inputs(args):
-    """The files that a network is made from, which no output may replace."""
-    return args.network, args.checkpoint, args.data_config
-
-
-def _load(args, **options):
-    from jetzoo import load
-
-    options = _network_options(args) | options
-    return load(args.network, args.checkpoint, args.data_config, args.device, **options)
-
-
-def _network_options(args):
-    for key, value in args.network_option:
-        if key in ("network", "checkpoint", "data_config", "device"):
-            raise UserError(f"{key} is no option of a network: --network-option {key} {value}.")
-        if key == "embedding":
-            raise UserError("An embedding is written by jetzoo predict --embedding.")
-    return {key: _literal(key, value) for key, value in args.network_option}
-
-
-def positive_integer(text):
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
-
-
-def _literal(key, text):
-    """A Python literal, as weaver reads its --network-option."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
-        raise UserError(
-            f"--network-option {key} {text}: the value must be a Python literal; "
-            "text needs its own quotes, as in \"'text'\"."
-        ) from error
-
-
 COMMANDS = (
     ("evaluate", "what predictions are worth, with figures", add_evaluate, run_evaluate),
     ("predict", "scores of a trained network on files of jets", add_predict, run_predict),
@@ -538,7 +453,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         if hasattr(args, "network"):
-            _resolve(args)
+            resolve(args)
         args.run(args)
     except UserError as error:
         print(f"jetzoo: {error}", file=sys.stderr)
