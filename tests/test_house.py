@@ -136,7 +136,9 @@ def graph():
 
 
 def test_the_graph_is_that_of_the_code(graph):
-    assert {"jetzoo.tagger", "jetzoo.interpret"} <= graph["jetzoo.cli"]  # within functions, lazily
+    assert {"jetzoo.prediction.files", "jetzoo.interpret"} <= graph[
+        "jetzoo.cli"
+    ]  # within functions, lazily
     assert "jetzoo.data_config" in graph["jetzoo.tagger"]  # from .data_config import read
     assert "jetzoo.native.part" in graph["jetzoo.acceleration"]  # from .native import part
     assert "jetzoo.nn.transformer" in graph["jetzoo.networks.ParT"]

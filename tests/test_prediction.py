@@ -364,7 +364,7 @@ def damage(path):
     """Change bytes of a column, which the list of the columns does not tell."""
     if path.suffix == ".root":
         with uproot.open(path) as file:
-            begin = int(file["Events"]["part_px"].member("fBasketSeek")[0]) + 120
+            begin = int(file["Events"]["part_px"].member("fBasketSeek")[0])
     else:
         columns = pq.ParquetFile(path).metadata.row_group(0)
         begin = columns.column(columns.num_columns - 1).data_page_offset

@@ -313,8 +313,11 @@ class Tagger:
         """
         columns = self.columns(jets)
         good = finite(columns)
+        if not good.any():
+            return good, ()
         # weaver would warn of each branch with a NaN, and make a number of it.
-        return good, tuple(self.inputs(columns[good]).values()) if good.any() else ()
+        columns = columns if good.all() else columns[good]
+        return good, tuple(self._inputs.build(columns).values())
 
     @torch.inference_mode()
     def answer(self, good, inputs, batch_size=512, progress=None):

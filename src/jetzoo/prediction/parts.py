@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jetzoo import UserError, tables
+from jetzoo.datasets.folder import LOCK
 
 NUM_BAD = b"num_bad"
 
@@ -18,11 +19,11 @@ def folder_of(output):
 
 
 def clean(folder, jobs):
-    """Remove what is in a folder of parts but none of those of some jobs: they are stale."""
+    """Remove what is in a folder of parts but not wanted by jobs: stale, or half-written."""
     wanted = {part.name for job in jobs for part in job.parts}
-    for path in folder.glob("*.parquet"):
-        if path.name not in wanted:
-            path.unlink()
+    for path in folder.iterdir():
+        if path.name not in wanted and path.name != LOCK:
+            path.unlink(missing_ok=True)
 
 
 def missing(folder, job):
