@@ -84,6 +84,12 @@ def test_chunks(path, jets, size, start, stop):
     assert list(tables.read(path, ["number"]).fields) == ["number"]
 
 
+@pytest.mark.parametrize("rows", [[0], [10, 0, 4, 4], list(range(11)), [7, 3]])
+def test_some_entries(path, jets, monkeypatch, rows):
+    monkeypatch.setattr(tables.chunks, "__defaults__", (None, 3, 0, None))
+    assert_same(tables.pick(path, ["list", "number"], np.array(rows)), jets[rows])
+
+
 def test_a_file_of_no_jets(jets, tmp_path):
     for name in ("ttree.root", "rntuple.root", "jets.parquet"):
         WRITERS[name](tmp_path / name, jets[:0])

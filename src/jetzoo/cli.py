@@ -10,6 +10,7 @@ from jetzoo import UserError, __version__
 from jetzoo.arguments import (
     add_tagger,
     default_folder,
+    expand_files,
     input_files,
     jet_selection,
     load_tagger,
@@ -35,9 +36,10 @@ def add_evaluate(parser):
 def run_evaluate(args):
     from rich.console import Console
 
-    from jetzoo import labels, tables
+    from jetzoo import labels, sources, tables
     from jetzoo.metrics import numbers, predictions, regression, report, roc
 
+    files = sources.listed(args.files)
     classes, label, is_regression = None, "_label_", False
     if args.data_config:
         from jetzoo import data_config
@@ -45,14 +47,14 @@ def run_evaluate(args):
         config = data_config.read(args.data_config)
         classes, label = labels.outputs(config), config.label_names[0]
         is_regression = labels.is_regression(config)
-    folder = Path(args.out or Path(args.files[0]).parent)
+    folder = Path(args.out or ("" if sources.is_url(files[0]) else Path(files[0]).parent))
     if args.out:
         tables.check_folder(folder)
     if is_regression:
-        jets = (*predictions.read_targets(args.files, classes), classes)
+        jets = (*predictions.read_targets(files, classes), classes)
         measured, figures = regression, regression.figures
     else:
-        jets = predictions.read_predictions(args.files, classes, label)
+        jets = predictions.read_predictions(files, classes, label)
         measured, figures = numbers, roc.figures
     folder = tables.writable_folder(folder)
     metrics = measured.evaluate(*jets)
@@ -454,6 +456,7 @@ def main(argv=None):
     try:
         if hasattr(args, "network"):
             resolve(args)
+        expand_files(args)
         args.run(args)
     except UserError as error:
         print(f"jetzoo: {error}", file=sys.stderr)

@@ -85,6 +85,11 @@ def expand(patterns):
     return groups
 
 
+def listed(patterns):
+    """The sources of all groups of :func:`expand`, one after the other."""
+    return [source for group in expand(patterns).values() for source in group]
+
+
 def _matches(pattern):
     """Sources of a pattern; a name without special characters is one, whether it exists or not."""
     location, tree = _split(pattern)

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 import awkward as ak
+import numpy as np
 import pyarrow.parquet as pq
 import uproot
 
@@ -180,6 +181,29 @@ def read(path, branches, treename=None, start=0, stop=None):
     """Branches of a source as an awkward array of records; see :func:`chunks`."""
     found = list(chunks(path, branches, treename, None, start, stop))
     return found[0] if len(found) == 1 else ak.concatenate(found)
+
+
+def pick(path, branches, rows, treename=None):
+    """Some entries of a source; see :func:`chunks`.
+
+    Parameters
+    ----------
+    rows : ndarray of int, (num_rows,)
+        Their numbers, one or more, in any order.
+
+    Returns
+    -------
+    ak.Array of records, (num_rows,)
+        In the order of ``rows``.
+    """
+    order = np.argsort(rows, kind="stable")
+    ordered, found, at = rows[order], [], int(rows.min())
+    for chunk in chunks(path, branches, treename, start=at, stop=int(rows.max()) + 1):
+        here = ordered[np.searchsorted(ordered, at) : np.searchsorted(ordered, at + len(chunk))]
+        if len(here):
+            found.append(ak.to_packed(chunk[here - at]))
+        at += len(chunk)
+    return ak.concatenate(found)[np.argsort(order)]
 
 
 @contextlib.contextmanager

@@ -44,13 +44,9 @@ def read_predictions(files, classes=None, label="_label_"):
                 f"{path} has no branch {label}: the truth of these jets is unknown; for labels of "
                 "type custom, --data-config names it."
             )
-        table = tables.read(path, [*columns, truth])
-        with tables.about(path):
-            labels = _numbers(table[truth], truth, 1)
-            if names:
-                scores = np.stack([_numbers(table[name], name, 1) for name in columns], axis=1)
-            else:
-                scores = _numbers(table[columns[0]], columns[0], 2)
+        ndim = 1 if names else 2
+        labels, *scores = _arrays(path, {truth: 1, **dict.fromkeys(columns, ndim)})
+        scores = np.stack(scores, axis=1) if names else scores[0]
         if not names:
             names = classes or [f"class_{i}" for i in range(scores.shape[1])]
             if len(names) != scores.shape[1]:
@@ -107,10 +103,10 @@ def read_targets(files, targets):
             raise UserError(
                 f"{path} has no branch {', '.join(missing)}: the truth of these jets is unknown."
             )
-        table = tables.read(path, [array, *targets])
+        values, *truth = _arrays(path, {array: None, **dict.fromkeys(targets, 1)})
+        truth = np.stack(truth, axis=1)
+        values = values.reshape(len(truth), -1)
         with tables.about(path):
-            truth = np.stack([_numbers(table[name], name, 1) for name in targets], axis=1)
-            values = _numbers(table[array], array, table[array].ndim).reshape(len(truth), -1)
             if values.shape != truth.shape:
                 raise UserError(
                     f"Branch {array} has {values.shape[1]} numbers for each jet, and there are "
@@ -119,6 +115,19 @@ def read_targets(files, targets):
         found.append((truth.astype(float), values.astype(float)))
     truth, predicted = map(np.concatenate, zip(*found, strict=True))
     return truth, predicted
+
+
+def _arrays(path, columns):
+    """Branches of a file as arrays, by their numbers of axes or None for any number.
+
+    A chunk at a time is read as awkward arrays, which take more memory.
+    """
+    found = {name: [] for name in columns}
+    for table in tables.chunks(path, columns):
+        with tables.about(path):
+            for name, ndim in columns.items():
+                found[name].append(_numbers(table[name], name, ndim or table[name].ndim))
+    return [np.concatenate(parts) for parts in found.values()]
 
 
 def _numbers(column, name, ndim):
