@@ -148,12 +148,13 @@ def test_tokens_that_are_given(options, caplog):
     assert caplog.text == ""
 
 
-def test_extra_features_alone():
+def test_extra_features_alone(caplog):
     model = weaver_part(**NATIVE, pair_extra_dim=3, pair_input_dim=0)
     _, features, _, mask = make_jets(COUNTS)
     dense, sparse, index = extra_pairs(features.shape[2])
     expected = exact(model, features, None, mask, dense)
     close(jetzoo.accelerate(model)(features, mask=mask, uu=sparse, uu_idx=index), expected)
+    assert caplog.text == ""  # it has a fast form
 
 
 @pytest.mark.parametrize("options", [{}, {"activation": "relu"}, {"version": 3.5}], ids=str)
