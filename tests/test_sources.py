@@ -5,6 +5,7 @@ import socket
 
 import awkward as ak
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tables as pytables
@@ -88,6 +89,21 @@ def test_chunks(path, jets, size, start, stop):
 def test_some_entries(path, jets, monkeypatch, rows):
     monkeypatch.setattr(tables.chunks, "__defaults__", (None, 3, 0, None))
     assert_same(tables.pick(path, ["list", "number"], np.array(rows)), jets[rows])
+
+
+@pytest.mark.parametrize("row_group_size", [10_000, 200_000])
+def test_a_long_file_does_not_fill_the_memory(tmp_path, monkeypatch, row_group_size):
+    """parquet: of 8 MB, there are a few chunks, pages and buffers at once."""
+    monkeypatch.setattr(sources, "BUFFER", 2**16)
+    numbers = np.random.default_rng(0).normal(size=(200_000, 5))
+    table = pa.table({str(i): column for i, column in enumerate(numbers.T)})
+    sizes = {"row_group_size": row_group_size, "data_page_size": 2**16}
+    pq.write_table(table, tmp_path / "long.parquet", use_dictionary=False, **sizes)
+    del table
+    before, most = pa.total_allocated_bytes(), 0
+    for chunk in tables.chunks(tmp_path / "long.parquet", list("01234")):
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert len(chunk) and 0 < most < 2 * 2**20
 
 
 def test_a_file_of_no_jets(jets, tmp_path):

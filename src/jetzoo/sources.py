@@ -230,7 +230,8 @@ def _parquet(location, _):
         place = location
         if is_url(location):
             place = stack.enter_context(fsspec.open(location, "rb", **_options(location)))
-        file = stack.enter_context(pq.ParquetFile(place, buffer_size=BUFFER))
+        # What is buffered before is kept until the end: of a long file, all of it.
+        file = stack.enter_context(pq.ParquetFile(place, buffer_size=BUFFER, pre_buffer=False))
 
         def chunks(branches, size, start, stop):
             if start == stop:
