@@ -10,6 +10,7 @@ from jetzoo import UserError, __version__
 from jetzoo.arguments import (
     add_tagger,
     default_folder,
+    expand_files,
     input_files,
     jet_selection,
     load_tagger,
@@ -35,9 +36,10 @@ def add_evaluate(parser):
 def run_evaluate(args):
     from rich.console import Console
 
-    from jetzoo import labels, tables
+    from jetzoo import labels, sources, tables
     from jetzoo.metrics import numbers, predictions, regression, report, roc
 
+    files = sources.listed(args.files)
     classes, label, is_regression = None, "_label_", False
     if args.data_config:
         from jetzoo import data_config
@@ -45,14 +47,14 @@ def run_evaluate(args):
         config = data_config.read(args.data_config)
         classes, label = labels.outputs(config), config.label_names[0]
         is_regression = labels.is_regression(config)
-    folder = Path(args.out or Path(args.files[0]).parent)
+    folder = Path(args.out or ("" if sources.is_url(files[0]) else Path(files[0]).parent))
     if args.out:
         tables.check_folder(folder)
     if is_regression:
-        jets = (*predictions.read_targets(args.files, classes), classes)
+        jets = (*predictions.read_targets(files, classes), classes)
         measured, figures = regression, regression.figures
     else:
-        jets = predictions.read_predictions(args.files, classes, label)
+        jets = predictions.read_predictions(files, classes, label)
         measured, figures = numbers, roc.figures
     folder = tables.writable_folder(folder)
     metrics = measured.evaluate(*jets)
@@ -66,8 +68,19 @@ def run_evaluate(args):
 
 def add_predict(parser):
     add_tagger(parser)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="jets, .root or .parquet")
-    parser.add_argument("--output", required=True, metavar="FILE", help=".root or .parquet")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="jets: .root, .parquet or .h5, paths or URLs, with * for many; file.root:tree; "
+        "group:files",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="FILE",
+        help=".root or .parquet; {name} in it stands for the name of each input",
+    )
     parser.add_argument("--batch-size", type=positive_integer, default=512, metavar="N")
     parser.add_argument("--fast", action="store_true", help="the fast engine: the same scores")
     parser.add_argument(
@@ -75,17 +88,21 @@ def add_predict(parser):
         action="store_true",
         help="write the normalised class token of each jet, too; for ParT and its variants",
     )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--workers", type=positive_integer, metavar="N", help="share the work among N processes"
+    )
+    where.add_argument("--dask", metavar="ADDRESS", help="or among a cluster of dask.distributed")
 
 
 def run_predict(args):
-    from jetzoo import tables
-    from jetzoo.tagger import predict_files
+    from jetzoo.prediction import jobs
+    from jetzoo.prediction.files import predict_files
 
-    tables.check_format(args.output)
-    tables.check_output(args.output, (*args.files, *input_files(args)))
+    jobs.outputs(args.files, args.output, input_files(args))
     wanted = {"fast": args.fast, "embedding": args.embedding}
     tagger = load_tagger(args, **{name: True for name, is_wanted in wanted.items() if is_wanted})
-    found = predict_files(tagger, args.files, args.output, args.batch_size)
+    found = predict_files(tagger, args.files, args.output, args.batch_size, args.workers, args.dask)
     if not found.has_labels:
         print("note: The files have no labels; only scores were written.")
     if found.num_bad:
@@ -93,7 +110,8 @@ def run_predict(args):
             f"note: {found.num_bad:,} of {found.num_jets:,} jets have values that are NaN or "
             "infinite: their scores are NaN."
         )
-    print(f"wrote {args.output}")
+    for path in found.outputs:
+        print(f"wrote {path}")
 
 
 def add_attention(parser):
@@ -488,6 +506,7 @@ def main(argv=None):
     try:
         if hasattr(args, "network"):
             resolve(args)
+        expand_files(args)
         args.run(args)
     except UserError as error:
         print(f"jetzoo: {error}", file=sys.stderr)
