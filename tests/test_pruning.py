@@ -94,7 +94,7 @@ def test_a_smaller_network_is_written_and_loaded(silenced, files, tmp_path, monk
     )
     monkeypatch.setattr(pruning, "REACH", 0.002)
     found = prune_report.prune(silenced, "ParT", CONFIG, *([f] for f in files), **OPTIONS["ParT"])
-    assert found.steps[1]["gone"] == ["L2"]
+    assert found.steps[1]["gone"] == ["L2"] and found.steps[1]["tuned"] is not None
     assert [row["layers"] for row in found.rows] == [2, 2, 1, 1]
     for row in found.rows:
         assert abs(row["auc_change"]) < 1e-3 and row["jets_per_second"] > 0

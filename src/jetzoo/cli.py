@@ -176,7 +176,7 @@ def add_prune(parser):
         ("--data", "labelled jets to compare the networks on, which take no part in the choice"),
     ):
         parser.add_argument(name, nargs="+", required=True, metavar="FILE", help=text)
-    text = "of each fine-tuning, up to five of them (default: 3)"
+    text = "of each fine-tuning (default: 3)"
     parser.add_argument("--epochs", type=positive_integer, default=3, metavar="N", help=text)
     text = "default: the folder pruned beside the checkpoint, or here for a model card"
     parser.add_argument("--out", metavar="DIR", help=text)

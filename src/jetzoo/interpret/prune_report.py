@@ -36,7 +36,7 @@ class PruneReport:
         ``parameters``, ``accuracy``, ``auc``, ``auc_change`` with its standard error, and
         ``jets_per_second`` on the fast engine.
     smaller : Tagger or None
-        As it is or fine-tuned, what is better on the validation jets. None if no layer can go.
+        Fine-tuned. None if no layer can go.
     options : dict
         With which the smaller network is built.
     """
@@ -52,8 +52,8 @@ class PruneReport:
         """Sentences on what came out."""
         if self.smaller is None:
             return [
-                f"No layer can go: without any one of them the AUC on the validation jets falls by "
-                f"more than {AUC_LOSS}, after the fine-tuning, too."
+                f"No layer can go: fine-tuned without any one of them, the network loses more "
+                f"than {AUC_LOSS} of AUC on the validation jets."
             ]
         words = "".join(f", {key}={value!r}" for key, value in self.options.items())
         network, config = self.about["network"], self.about["data_config"]
@@ -100,9 +100,9 @@ def prune(tagger, network, data_config, train, val, test, *, epochs=EPOCHS, **op
     """Make a network smaller by whole layers, as long as its AUC stays within 0.001.
 
     Layers go in the order of :func:`jetzoo.interpret.pruning.spare`. The smallest network that has
-    the AUC on the validation jets is taken, as it is or after a fine-tuning, whichever is better;
-    test jets have no part in the choice. The network with all layers gets the same fine-tuning, to
-    compare with.
+    the AUC on the validation jets after a fine-tuning is taken: without one that AUC is too good,
+    since the layers were chosen by it. Test jets have no part in the choice. The network with all
+    layers gets the same fine-tuning, to compare with.
 
     Parameters
     ----------
@@ -136,15 +136,12 @@ def prune(tagger, network, data_config, train, val, test, *, epochs=EPOCHS, **op
         aucs[gone] = val.metrics(tuned[gone])[1]["auc"]
         return aucs[gone]
 
-    best, auc = steps[smallest(steps, lambda step: step[1] >= goal or tune(step[0]) >= goal)]
-    for gone in {(), best} - tuned.keys():
-        tune(gone)
+    best, _ = steps[smallest(steps, lambda step: tune(step[0]) >= goal)]
+    tune(())
     networks = {"the network": tagger, "the network, fine-tuned": tuned[()]}
-    smaller = None
     if best:
-        short = shortener.without(best)
-        networks |= {"smaller": short, "smaller, fine-tuned": tuned[best]}
-        smaller = tuned[best] if aucs[best] >= auc else short
+        networks |= {"smaller": shortener.without(best), "smaller, fine-tuned": tuned[best]}
+    smaller = tuned[best] if best else None
     about = {
         "network": str(network),
         "data_config": str(data_config),
