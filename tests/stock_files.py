@@ -101,6 +101,7 @@ def write(folder, network, **options):
     path.write_text(HEAD.format(file=module, network=network) + FILES[network] + TAIL)
     config = folder / "data.yaml"
     config.write_text(with_vertices() if network.endswith("Tagger") else CONFIG.read_text())
+    torch.manual_seed(2)
     tagger = jetzoo.tagger.untrained(path, config, "cpu", **options)
     torch.save(stirred(tagger.model).state_dict(), checkpoint)
     return path, checkpoint, config

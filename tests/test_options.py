@@ -247,6 +247,7 @@ def get_model(data_config, **kwargs):
         ("x.detach().clone().new_tensor(x.tolist())", "differ by|cannot run"),
         ("x / (mask.sum(2) > 0) * (1 - (mask.shape[2] == 1) * 0.5)", "differ by"),
         ("(features * mask)[:, :, :128].reshape(-1, 7, 128).sum(2)", "cannot run"),
+        ("x.double().atan().float()", "cannot open"),
     ],
 )
 def test_a_wrong_file_does_not_appear(tmp_path, change, message):
@@ -263,3 +264,28 @@ def test_a_wrong_file_does_not_appear(tmp_path, change, message):
     with pytest.raises(UserError, match=f"net.onnx is not written: .*({message})"):
         export(source, weights, KIN, path)
     assert sorted(tmp_path.glob("*net.onnx*")) == []
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("torch.linalg.eigvalsh(x[:, :, None] * x[:, None])", "cannot be written in opset 17: "),
+        ("x if mask.any() else mask.missing", None),
+        ("x if len(x) < 7 else mask.missing", "PyTorch cannot run the network on 7 jets"),
+    ],
+)
+def test_export_of_networks_with_limits(tmp_path, capfd, line, message):
+    pytest.importorskip("onnxruntime")
+    source, weights, path = (tmp_path / name for name in ("Net.py", "net.pt", "net.onnx"))
+    source.write_text(WRONG.replace("if torch.jit.is_tracing()", "if True").replace("CHANGE", line))
+    config = jetzoo.data_config.read(KIN)
+    torch.save(repository.build_network(source, config)[0].state_dict(), weights)
+    if message is None:
+        export(source, weights, KIN, path)
+        assert path.exists()
+        return
+    with pytest.raises(UserError, match=message):
+        export(source, weights, KIN, path)
+    assert not path.exists()
+    assert "graph(" not in "".join(capfd.readouterr())

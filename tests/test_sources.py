@@ -101,7 +101,8 @@ def test_a_long_file_does_not_fill_the_memory(tmp_path, monkeypatch, row_group_s
     pq.write_table(table, tmp_path / "long.parquet", use_dictionary=False, **sizes)
     del table
     before, most = pa.total_allocated_bytes(), 0
-    for chunk in tables.chunks(tmp_path / "long.parquet", list("01234")):
+    chunk = ()
+    for chunk in tables.chunks(tmp_path / "long.parquet", list("01234")):  # noqa: B007
         most = max(most, pa.total_allocated_bytes() - before)
     assert len(chunk) and 0 < most < 2 * 2**20
 

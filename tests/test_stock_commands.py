@@ -17,7 +17,7 @@ from jetzoo import cli, comparison, interpret, repository
 from jetzoo.engine.batching import WholeBatch
 from jetzoo.engine.proof import in_float64
 from jetzoo.engine.variants import VariantTransformer
-from jetzoo.export import export
+from jetzoo.export import checks, export
 from jetzoo.interpret.ablation import ablate
 from jetzoo.interpret.sample import batch
 from jetzoo.interpret.studies import with_counterpart
@@ -82,7 +82,8 @@ def test_int8_to_a_file_and_back(files, jets, jets_file, scores, tmp_path):
         jetzoo.load(output)
 
 
-def test_export(files, jets, scores, tmp_path):
+def test_export(files, jets, scores, tmp_path, monkeypatch):
+    monkeypatch.setattr(checks, "LENGTHS", (1, 45))
     path = tmp_path / "net.onnx"
     export(*files, path)
     tagger = jetzoo.load(*files, device="cpu")
@@ -93,6 +94,24 @@ def test_export(files, jets, scores, tmp_path):
     }  # on which weaver's own export gives NaN
     for given in (inputs, zeros):
         np.testing.assert_allclose(session.run(None, given)[0], scores, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "network, options",
+    [
+        ("ParticleTransformer", {"version": 3.6, "remove_self_pair": True}),
+        ("ParticleTransformer", {"pair_input_type": "xyzt:sph"}),
+        ("ParticleTransformerTagger", {"pair_input_type": "ee"}),
+    ],
+)
+def test_export_without_counterpart(jets, tmp_path, monkeypatch, network, options):
+    monkeypatch.setattr(checks, "LENGTHS", (1, 45))
+    files = stock_files.write(tmp_path, network, **options)
+    export(*files, tmp_path / "net.onnx", **options)
+    inputs = jetzoo.load(*files, device="cpu", **options).inputs(jets[:60])
+    expected = jetzoo.load(*files, device="cpu", fast=True, **options).predict(jets[:60])
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
+    np.testing.assert_allclose(session.run(None, inputs)[0], expected, atol=1e-4)
 
 
 def test_attention(files, jets, jets_file):

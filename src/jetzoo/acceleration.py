@@ -142,6 +142,25 @@ def counterpart(model):
     return twin
 
 
+def traceable(model):
+    """A network with the same logits that PyTorch can trace, in place of one of weaver's.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Left as it is.
+
+    Returns
+    -------
+    nn.Module
+        The :func:`counterpart`; where there is none, ``model`` itself.
+    """
+    try:
+        return counterpart(model)
+    except UserError:
+        return model
+
+
 def lower(network):
     """Hand a folded network to this project's own kernels where they can run it.
 

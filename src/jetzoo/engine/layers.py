@@ -106,27 +106,60 @@ class FoldedPairEmbed(nn.Module):
         """Four-vectors (b, n, 4) to the bias (H, b, n, n)."""
         batch_size, length = vectors.shape[:2]
         device = vectors.device
-        first, second = torch.tril_indices(length, length, device=device)
+        first, second = lower_triangle(length, device)
         start = torch.arange(batch_size, device=device)[:, None] * length
         i, j = (start + first).flatten(), (start + second).flatten()  # (P,)
-        vectors = vectors.flatten(0, 1)
-        particles = particle_kinematics(vectors)
-        bias = torch.empty(self.num_heads, len(i), device=device)
-        size = PAIRS[device.type]
-        for rows, columns, out in zip(*(x.split(size, -1) for x in (i, j, bias)), strict=True):
+        particles = particle_kinematics(vectors.flatten(0, 1))
+
+        def pairs(block):
+            rows, columns = i[block], j[block]
             features = pair_features(
                 [x.index_select(0, rows) for x in particles],
                 [x.index_select(0, columns) for x in particles],
             )  # (4, P)
-            out.copy_(self.layers(features.t()).t())
+            return self.layers(features.t()).t()
+
+        bias = in_blocks(pairs, self.num_heads, i)
         rank = torch.arange(length, device=device)
         high, low = torch.maximum(rank[:, None], rank), torch.minimum(rank[:, None], rank)
         pair = (high * (high + 1) // 2 + low).flatten()  # (n * n,)
         bias = bias.view(self.num_heads, batch_size, -1).index_select(2, pair)
         bias = bias.unflatten(2, (length, length))
         if self.remove_self_pair:
-            bias.diagonal(dim1=2, dim2=3).zero_()
+            bias = bias.masked_fill_(rank[:, None] == rank, 0)
         return bias
+
+
+def lower_triangle(length, device):
+    """Rows and columns (P,) of one triangle of the pairs, the diagonal included."""
+    if torch.jit.is_tracing():  # a graph has no `tril_indices`
+        rank = torch.arange(length, device=device)
+        return (rank[:, None] >= rank).nonzero().unbind(1)
+    return torch.tril_indices(length, length, device=device)
+
+
+def in_blocks(function, num_heads, pairs):
+    """Call a function on the pairs, block by block.
+
+    Parameters
+    ----------
+    function : callable
+        A slice of pairs to their bias (H, p).
+    num_heads : int
+    pairs : Tensor, (P,)
+
+    Returns
+    -------
+    Tensor, (H, P)
+    """
+    if torch.jit.is_tracing():  # the number of blocks would become a constant
+        return function(slice(None))
+    bias = torch.empty(num_heads, len(pairs), device=pairs.device)
+    size = PAIRS[pairs.device.type]
+    for start in range(0, len(pairs), size):
+        block = slice(start, start + size)
+        bias[:, block] = function(block)
+    return bias
 
 
 class FoldedAttention(nn.Module):

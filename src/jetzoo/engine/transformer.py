@@ -84,7 +84,7 @@ class FoldedTransformer(nn.Module):
         x = standardise(x, self.cls_mixers[0].eps).to(self.cls_mixers[0].key.dtype)
         x = layout.pad(x)  # (b, n, D)
         no_key = x.new_zeros(padding.shape).masked_fill_(padding, NO_KEY)[:, None]
-        cls = self.cls_token.expand(len(mask), -1)  # (b, D)
+        cls = self.cls_token.expand(mask.shape[0], -1)  # (b, D)
         for mixer, feed_forward in zip(self.cls_mixers, self.cls_feed_forwards, strict=True):
             cls = feed_forward(cls, mixer(cls, x, no_key))
         return finish(self.head(cls), finite)

@@ -12,7 +12,14 @@ from torch import nn
 from ..nn.inputs import clean_inputs, finish
 from .batching import TOKENS
 from .dense import Dense, fold_norm, inverse_std, standardise
-from .layers import PAIRS, FoldedEmbed, FoldedPairEmbed, attend, fold_convolutions
+from .layers import (
+    FoldedEmbed,
+    FoldedPairEmbed,
+    attend,
+    fold_convolutions,
+    in_blocks,
+    lower_triangle,
+)
 from .transformer import NO_KEY
 from .twins import Unsupported, embed_twin, pair_twin, require
 
@@ -109,25 +116,25 @@ class VariantPairEmbed(nn.Module):
         batch_size, length = vectors.shape[:2]
         rank = torch.arange(length, device=vectors.device)
         if self.symmetric:
-            i, j = torch.tril_indices(length, length, device=vectors.device)
+            i, j = lower_triangle(length, vectors.device)
         else:
-            i, j = rank.repeat_interleave(length), rank.repeat(length)
+            i, j = (x.flatten() for x in torch.meshgrid(rank, rank, indexing="ij"))
         start = torch.arange(batch_size, device=vectors.device)[:, None] * length
         rows, columns = (start + i).flatten(), (start + j).flatten()  # (P,)
         vectors = vectors.flatten(0, 1).double()
         extra = None if self.extra is None else uu.permute(0, 2, 3, 1).flatten(0, 2)  # (b n n, C)
-        bias = torch.empty(self.num_heads, len(rows), device=vectors.device)
-        size = PAIRS[vectors.device.type]
-        for start in range(0, len(rows), size):
-            block = slice(start, start + size)
-            bias[:, block] = self.pairs(vectors, rows[block], columns[block], extra, block)
+
+        def pairs(block):
+            return self.pairs(vectors, rows[block], columns[block], extra, block)
+
+        bias = in_blocks(pairs, self.num_heads, rows)
         if self.symmetric:
             high, low = torch.maximum(rank[:, None], rank), torch.minimum(rank[:, None], rank)
             pair = (high * (high + 1) // 2 + low).flatten()
             bias = bias.view(self.num_heads, batch_size, -1).index_select(2, pair)
         bias = bias.view(self.num_heads, batch_size, length, length)
         if self.no_self_bias:
-            bias.diagonal(dim1=2, dim2=3).zero_()
+            bias = bias.masked_fill_(rank[:, None] == rank, 0)
         return bias
 
     def pairs(self, vectors, rows, columns, extra, block):
@@ -368,7 +375,7 @@ class VariantTransformer(nn.Module):
             extra = () if uu is None else (uu,)
             bias = self.pair_embed(lorentz_vectors.transpose(1, 2), *extra)  # (H, b, n, n)
         if self.global_token:
-            x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
+            x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
             padding = nn.functional.pad(padding, (1, 0))
             bias = None if bias is None else nn.functional.pad(bias, (1, 0, 1, 0))
         for block, its_bias in zip(self.blocks, self.biases(bias, padding), strict=True):
@@ -394,7 +401,7 @@ class VariantTransformer(nn.Module):
         if not self.cls_blocks:
             count = (~padding).sum(1, keepdim=True).clamp(min=1)
             return x.masked_fill(padding.unsqueeze(2), 0).sum(1) / count
-        cls = self.cls_token.expand(len(x), -1, -1)
+        cls = self.cls_token.expand(x.shape[0], -1, -1)
         mask = nn.functional.pad(~padding, (1, 0), value=True)
         for block in self.cls_blocks:
             cls = block(cls, torch.cat((cls, x), dim=1), None, mask)

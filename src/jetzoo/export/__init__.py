@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from .. import UserError, tables
-from ..acceleration import counterpart
+from ..acceleration import traceable
 from ..attention.backends import check_backend
 from ..tagger import load
 
@@ -78,7 +78,7 @@ def export(
     if getattr(tagger.model, "is_int8", False):
         raise UserError(f"{checkpoint} is in int8 already: export the weights it was made from.")
     weights = tagger.model.state_dict()
-    tagger.model = counterpart(tagger.model)
+    tagger.model = traceable(tagger.model)
     arguments = (tagger, network, output, opset)
     converted = {
         precision: conversion.convert(*arguments, precision == "int8", options, weights)

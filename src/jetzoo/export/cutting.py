@@ -9,6 +9,10 @@ NO_KEY = -1e30
 class CutInputs:
     """Inputs without what stands in the padding, cut to the last particle of any jet.
 
+    What a network computes of each particle it computes of the real ones only, which are rows of
+    one matrix, R for all jets. A place of padding is among them where a jet has no first particle,
+    so that there is a row at least.
+
     Parameters
     ----------
     graph : jetzoo.export.graph.Graph
@@ -21,6 +25,8 @@ class CutInputs:
     ----------
     real : str, (B, 1, n)
         Of bool: where there is a particle.
+    kept : str, (B, 1, n)
+        Of bool: what has a row.
     length : str, (1,)
         n, of int64.
     inputs : list of str, (B, C, n)
@@ -41,10 +47,24 @@ class CutInputs:
         x = graph("Where", self.real, x, 0.0)
         self.flaw = graph("ReduceSum", graph("Mul", x, 0.0), [1, 2])
         self.inputs = graph("Split", x, list(inputs.values()), axis=1, outputs=len(inputs))
+        column = graph("Range", 0, graph("Squeeze", self.length), 1)  # (n,)
+        self.kept = graph("Or", self.real, graph("Equal", column, 0))
+        self.flat = graph("Reshape", self.kept, [-1])  # (B n,)
+        row = graph("Sub", graph("CumSum", graph.cast(self.flat, "INT64"), 0), 1)
+        self.place = graph("Reshape", row, graph("Concat", [-1], self.length, axis=0))  # (B, n)
 
     def rows(self, graph, x, channels):
-        """One of the inputs as rows (T, C), T = B n."""
-        return graph("Reshape", graph("Transpose", x, perm=[0, 2, 1]), [-1, channels])
+        """One of the inputs (B, C, n) as rows (R, C)."""
+        x = graph("Reshape", graph("Transpose", x, perm=[0, 2, 1]), [-1, channels])
+        return self.take(graph, x)
+
+    def take(self, graph, x):
+        """The rows (R, C) of all places (B n, C)."""
+        return graph("Compress", x, self.flat, axis=0)
+
+    def pad(self, graph, x):
+        """Rows (R, ...) at their places (B, n, ...); others of the jet stand in the padding."""
+        return graph("Gather", x, self.place, axis=0)
 
 
 def head(graph, x, layers, flaw, output):

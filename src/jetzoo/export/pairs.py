@@ -1,4 +1,4 @@
-"""The pair interaction of ParT as a graph of ONNX, on one triangle of the pairs."""
+"""The pair interaction of ParT as a graph of ONNX, on one triangle of the real pairs."""
 
 import math
 
@@ -7,7 +7,7 @@ import numpy as np
 from ..nn.kinematics import EPS, LARGEST, SMALLEST
 
 
-def pair_bias(graph, folded, vectors, length):
+def pair_bias(graph, folded, vectors, kept, length):
     """The bias (H, B, n, n) of a folded :class:`jetzoo.nn.pairs.PairEmbed`.
 
     Parameters
@@ -15,27 +15,34 @@ def pair_bias(graph, folded, vectors, length):
     graph : jetzoo.export.graph.Graph
     folded : jetzoo.engine.layers.FoldedPairEmbed
     vectors : str, (B, 4, n)
+    kept : str, (B, 1, n)
+        Of bool: which particles have a bias; one at least.
     length : str, (1,)
         n.
+
+    Returns
+    -------
+    str, (H, B, n, n)
+        Finite, but undefined for particles that are not kept.
     """
     graph.part("pair_embed")
     column = graph("Range", 0, graph("Squeeze", length), 1)  # (n,)
     row = graph("Unsqueeze", column, [1])  # (n, 1)
-    lower = graph("Reshape", graph("LessOrEqual", column, row), [-1])  # (n * n,)
-    shape = graph("Concat", [-1, 4], graph("Mul", length, length), axis=0)
-    x = graph("Reshape", pair_features(graph, vectors), shape)
-    x = graph("Compress", graph("Transpose", x, perm=[0, 2, 1]), lower, axis=1)  # (B, P, 4)
-    batch_and_pairs = graph("Slice", graph("Shape", x), [0], [2])
-    x = graph("Log", graph("Clip", graph("Reshape", x, [-1, 4]), EPS, LARGEST))
+    pairs = graph("And", kept, graph("Transpose", kept, perm=[0, 2, 1]))  # (B, n, n)
+    pairs = graph("And", pairs, graph("LessOrEqual", column, row))
+    pairs = graph("Reshape", pairs, [-1])  # (B n n,)
+    x = graph("Transpose", pair_features(graph, vectors), perm=[0, 2, 3, 1])
+    x = graph("Compress", graph("Reshape", x, [-1, 4]), pairs, axis=0)  # (P, 4)
+    x = graph("Log", graph("Clip", x, EPS, LARGEST))
     for layer in folded.layers:
         x = graph.linear(x, layer.weight, layer.bias)
         x = graph.gelu(x) if layer.gelu else x
-    x = graph("Reshape", x, graph("Concat", batch_and_pairs, [folded.num_heads], axis=0))
-    # Pair (i, j) of the lower triangle has the rank i (i + 1) / 2 + j, which is larger than that
-    # expression of (j, i): the maximum of both is the rank of either.
-    above = graph("Div", graph("Mul", row, graph("Add", row, 1)), 2)
-    rank = graph("Add", above, column)
-    x = graph("Gather", x, graph("Max", rank, graph("Transpose", rank)), axis=1)  # (B, n, n, H)
+    # Pairs up to and including (i, j). Of (i, j) and (j, i) the later one is computed: the larger
+    # number is the place of both.
+    place = graph("Sub", graph("CumSum", graph.cast(pairs, "INT64"), 0), 1)
+    place = graph("Reshape", place, graph("Concat", [-1], length, length, axis=0))  # (B, n, n)
+    place = graph("Max", place, graph("Transpose", place, perm=[0, 2, 1]))
+    x = graph("Gather", x, place, axis=0)  # (B, n, n, H)
     x = graph("Transpose", x, perm=[3, 0, 1, 2])
     if folded.remove_self_pair:
         x = graph("Where", graph("Equal", column, row), 0.0, x)

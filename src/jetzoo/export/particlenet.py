@@ -47,16 +47,15 @@ def particlenet(graph, core, last, names, output):
     difference = graph("Sub", graph("Unsqueeze", points, [3]), graph("Unsqueeze", points, [2]))
     distance = graph("ReduceSumSquare", difference, axes=[1], keepdims=0)  # (B, n, n)
     closeness = graph("Neg", distance)
-    x = cut.rows(graph, features, channels)  # (T, C)
+    x = cut.rows(graph, features, channels)  # (R, C)
     scale, shift = fold_batch_norm(core.bn_fts)
     x = graph("Add", graph("Mul", x, scale), shift)
     found = []
     for i, edges in enumerate(core.edge_convs):
         graph.part(f"edge_convs.{i}")
         if found:
-            closeness = neighbours.closeness(x, channels)
+            closeness = neighbours.closeness(x)
         x = edge_convolution(graph, edges, x, neighbours, closeness)
-        channels = edges.convs[-1].out_features
         found.append(x)
     if core.fusion_block is not None:
         graph.part("fusion_block")
@@ -64,9 +63,8 @@ def particlenet(graph, core, last, names, output):
         scale, shift = fold_batch_norm(bn)
         weight = conv.weight.flatten(1) * scale[:, None]
         x = graph("Relu", graph.linear(graph("Concat", *found, axis=1), weight, shift))
-        channels = len(weight)
     graph.part("average")
-    x = graph("Reshape", x, neighbours.shape(channels))  # (B, n, C)
+    x = cut.pad(graph, x)  # (B, n, C)
     real = graph.cast(cut.real, "FLOAT")  # (B, 1, n)
     weights = graph("Div", real, graph("Max", graph("ReduceSum", real, [2]), 1.0))
     x = graph("Squeeze", graph("MatMul", weights, x), [1])  # (B, C)
@@ -83,7 +81,7 @@ class Neighbours:
     """
 
     def __init__(self, graph, cut):
-        self.graph, self.length = graph, cut.length
+        self.graph, self.cut = graph, cut
         self.batch = graph("Slice", graph("Shape", cut.real), [0], [1])
         column = graph("Range", 0, graph("Squeeze", cut.length), 1)  # (n,)
         row = graph("Unsqueeze", column, [1])  # (n, 1)
@@ -91,43 +89,44 @@ class Neighbours:
         self.excluded = graph("Where", graph("And", cut.real, other), 0.0, -np.inf)  # (B, n, n)
         self.jet = graph("Range", 0, graph("Squeeze", self.batch), 1)  # (B,)
 
-    def shape(self, channels):
-        """(B, n, C), to reshape rows (T, C) to."""
-        return self.graph("Concat", [-1], self.length, [channels], axis=0)
-
-    def closeness(self, x, channels):
-        """Minus half the squared distances of rows (T, C), but for a constant in each row."""
+    def closeness(self, x):
+        """Minus half the squared distances (B, n, n) of rows (R, C), but for a constant in each."""
         graph = self.graph
-        x = graph("Reshape", x, self.shape(channels))
+        x = self.cut.pad(graph, x)  # (B, n, C)
         products = graph("MatMul", x, graph("Transpose", x, perm=[0, 2, 1]))  # (B, n, n)
         squares = graph("Mul", graph("ReduceSumSquare", x, axes=[2]), 0.5)  # (B, n, 1)
         return graph("Sub", products, graph("Transpose", squares, perm=[0, 2, 1]))
 
     def nearest(self, closeness, k):
-        """Rows (T, k) of the ``k`` closest others among rows of which each jet has n + k.
+        """Which rows are the ``k`` closest others of each, (R, k); -1 where a jet has fewer.
 
-        Where a jet has fewer others, they are among its last ``k`` rows.
+        Parameters
+        ----------
+        closeness : str, (B, n, n)
+        k : int
         """
-        graph = self.graph
-        nobody = graph("Expand", NOBODY, graph("Concat", self.batch, self.length, [k], axis=0))
+        graph, length = self.graph, self.cut.length
+        nobody = graph("Expand", NOBODY, graph("Concat", self.batch, length, [k], axis=0))
         closeness = graph("Add", closeness, self.excluded)
         closeness = graph("Concat", closeness, nobody, axis=2)  # (B, n, n + k)
         _, index = graph("TopK", closeness, [k], axis=2, sorted=0, outputs=2)
-        first = graph("Mul", self.jet, graph("Add", self.length, k))
+        first = graph("Mul", self.jet, graph("Add", length, k))
         index = graph("Add", index, graph("Reshape", first, [-1, 1, 1]))
-        return graph("Reshape", index, [-1, k])
+        index = self.cut.take(graph, graph("Reshape", index, [-1, k]))  # (R, k)
+        nobody = graph("Expand", -1, graph("Concat", self.batch, [k], axis=0))
+        rows = graph("Reshape", graph("Concat", self.cut.place, nobody, axis=1), [-1])
+        return graph("Gather", rows, index)
 
 
 def edge_convolution(graph, edges, x, neighbours, closeness):
-    """Rows (T, C) to rows (T, C'), see ``EdgeConv`` in ``networks/PN.py``."""
+    """Rows (R, C) to rows (R, C'), see ``EdgeConv`` in ``networks/PN.py``."""
     first, *others = edges.convs
     width = first.out_features // 2
     parts = graph.linear(x, first.weight, first.bias)
     centre, neighbour = graph("Split", parts, [width, width], axis=1, outputs=2)
-    # Neighbours that do not exist add nothing.
-    neighbour = graph("Reshape", neighbour, neighbours.shape(width))
-    neighbour = graph("Reshape", graph("Pad", neighbour, [0, 0, 0, 0, edges.k, 0]), [-1, width])
-    y = graph("Gather", neighbour, neighbours.nearest(closeness, edges.k))  # (T, k, C')
+    # Neighbours that do not exist add nothing: they are the last row.
+    neighbour = graph("Concat", neighbour, torch.zeros(1, width), axis=0)
+    y = graph("Gather", neighbour, neighbours.nearest(closeness, edges.k))  # (R, k, C')
     y = graph("Relu", graph("Add", y, graph("Unsqueeze", centre, [1])))
     y = graph("Reshape", y, [-1, width])
     for layer in others:

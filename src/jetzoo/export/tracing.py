@@ -2,12 +2,15 @@
 
 import io
 import warnings
+from unittest import mock
 
 import onnx
 import torch
+from torch.overrides import TorchFunctionMode
 
 from .. import UserError, repository
-from ..acceleration import counterpart
+from ..acceleration import traceable
+from ..nn.kinematics import azimuth
 
 
 def trace(tagger, network, output, opset, options, weights):
@@ -37,15 +40,16 @@ def trace(tagger, network, output, opset, options, weights):
     config = tagger.data_config
     model, info = repository.build_network(network, config, **{**options, "for_inference": True})
     model.load_state_dict(weights)
-    model = counterpart(model)
+    model = traceable(model)
     shapes = [info["input_shapes"][name] for name in info["input_names"]]
     # Two jets of more than one particle: sizes of 1 would become constants.
     ones = tuple(torch.ones(2, *(size or 128 for size in shape[1:])) for shape in shapes)
     name = output_name(tagger, output)
     axes = {k: x for k, x in info["dynamic_axes"].items() if k in info["input_names"]}
     file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing warns of what is compared later
+    # A failure would print the whole graph, and tracing warns of what is compared later.
+    with mock.patch("torch._C._jit_onnx_log"), warnings.catch_warnings(), InFloat64():
+        warnings.simplefilter("ignore")
         try:
             torch.onnx.export(
                 Traced(model, output).eval().requires_grad_(False),
@@ -57,11 +61,31 @@ def trace(tagger, network, output, opset, options, weights):
                 opset_version=opset,
                 dynamo=False,
             )
-        except torch.onnx.errors.OnnxExporterError as error:
+        except Exception as error:  # whatever the code of a user raises
             raise UserError(
                 f"{network} cannot be written in opset {opset}: {repository.reason(error)}."
             ) from error
     return onnx.load_from_string(file.getvalue())
+
+
+class InFloat64(TorchFunctionMode):
+    """Let graphs have in float64 what onnxruntime has in float32 only.
+
+    weaver's features of pairs take arcs of angles and of large distances.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        composed = COMPOSED.get(func)
+        if composed is not None and args[0].dtype == torch.float64:
+            func = composed
+        return func(*args, **(kwargs or {}))
+
+
+COMPOSED = {
+    torch.atan2: azimuth,
+    torch.acos: lambda x: azimuth(((1 - x) * (1 + x)).sqrt(), x),
+    torch.asinh: lambda x: x.sign() * (x.abs() + (x * x + 1).sqrt()).log(),
+}
 
 
 def output_name(tagger, output):

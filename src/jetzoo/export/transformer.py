@@ -1,8 +1,8 @@
 """The folded Particle Transformer as a graph of ONNX.
 
 Most jets that onnxruntime sees come alone, and it spends a microsecond or two on each node: nodes
-are few and large. The tokens of all jets are rows of one matrix, the mask is part of the bias that
-all blocks share, and batches are cut to their longest jet first.
+are few and large. The real tokens of all jets are rows of one matrix, the mask is part of the bias
+that all blocks share, and batches are cut to their longest jet first.
 """
 
 import torch
@@ -42,18 +42,19 @@ def transformer(graph, folded, names, output):
     if folded.pair_embed is None:
         bias = graph("Tile", no_key, [heads, 1, 1])  # (H B, 1, n)
     else:
-        bias = graph("Add", pair_bias(graph, folded.pair_embed, vectors, cut.length), no_key)
+        bias = pair_bias(graph, folded.pair_embed, vectors, cut.kept, cut.length)
+        bias = graph("Add", bias, no_key)
         shape = graph("Concat", [-1], cut.length, cut.length, axis=0)
         bias = graph("Reshape", bias, shape)  # (H B, n, n)
     graph.part("embed")
-    x = embed(graph, folded.embed, cut.rows(graph, features, num_features))  # (T, D)
+    x = embed(graph, folded.embed, cut.rows(graph, features, num_features))  # (R, D)
     shapes = AttentionShapes(graph, heads, dim // heads, cut.length)
     for i, (mixer, forward) in enumerate(zip(folded.mixers, folded.feed_forwards, strict=True)):
         graph.part(f"blocks.{i}")
-        x = feed_forward(graph, forward, x, attention(graph, mixer, x, bias, shapes))
+        x = feed_forward(graph, forward, x, attention(graph, mixer, x, bias, shapes, cut))
     graph.part("cls_blocks")
     x = standardise(graph, x, folded.cls_mixers[0].eps, dim)
-    x = graph("Reshape", x, graph("Concat", [-1], cut.length, [dim], axis=0))  # (B, n, D)
+    x = cut.pad(graph, x)  # (B, n, D)
     no_key = graph("Concat", cut.flaw, no_key, axis=2)  # (B, 1, 1 + n)
     cls = graph("Add", graph("Squeeze", cut.flaw, [2]), folded.cls_token)  # (B, D)
     layers = zip(folded.cls_mixers, folded.cls_feed_forwards, strict=True)
@@ -71,8 +72,8 @@ class AttentionShapes:
 
     Attributes
     ----------
-    projected : str
-        (B, n, 3 H, d).
+    projected : list of int
+        (R, 3 H, d).
     stacked : str
         (3 H B, n, d).
     heads : str
@@ -80,7 +81,7 @@ class AttentionShapes:
     """
 
     def __init__(self, graph, heads, width, length):
-        self.projected = graph("Concat", [-1], length, [3 * heads, width], axis=0)
+        self.projected = [-1, 3 * heads, width]
         self.stacked = graph("Concat", [-1], length, [width], axis=0)
         self.heads = graph("Concat", [heads, -1], length, [width], axis=0)
 
@@ -91,7 +92,7 @@ def standardise(graph, x, eps, dim):
 
 
 def embed(graph, folded, x):
-    """Features (T, C) to tokens (T, D), see :class:`jetzoo.engine.layers.FoldedEmbed`."""
+    """Features (R, C) to tokens (R, D), see :class:`jetzoo.engine.layers.FoldedEmbed`."""
     x = graph("Add", graph("Mul", x, folded.scale), folded.shift)
     dim = len(folded.scale)
     for eps, layer in zip(folded.eps, folded.layers, strict=True):
@@ -101,8 +102,8 @@ def embed(graph, folded, x):
     return x
 
 
-def attention(graph, folded, x, bias, shapes):
-    """Norm, self-attention and ``c_attn`` of a block: tokens (T, D) and bias (H B, n, n).
+def attention(graph, folded, x, bias, shapes, cut):
+    """Norm, self-attention and ``c_attn`` of a block: tokens (R, D) and bias (H B, n, n).
 
     See :class:`jetzoo.engine.layers.FoldedAttention`. The heads come first, so that queries, keys
     and values lie one behind the other after a single transposition.
@@ -110,13 +111,15 @@ def attention(graph, folded, x, bias, shapes):
     dim = len(folded.out_proj.weight)
     x = standardise(graph, x, folded.eps, dim)
     x = graph.linear(x, folded.in_proj.weight, folded.in_proj.bias, int8=True)
-    x = graph("Transpose", graph("Reshape", x, shapes.projected), perm=[2, 0, 1, 3])
+    x = cut.pad(graph, graph("Reshape", x, shapes.projected))  # (B, n, 3 H, d)
+    x = graph("Transpose", x, perm=[2, 0, 1, 3])
     x = graph("Reshape", x, shapes.stacked)
     q, k, v = graph("Split", x, axis=0, outputs=3)  # (H B, n, d)
     scores = graph("MatMul", q, graph("Transpose", k, perm=[0, 2, 1]))  # (H B, n, n)
     weights = graph("Softmax", graph("Add", scores, bias), axis=2)
     x = graph("Reshape", graph("MatMul", weights, v), shapes.heads)  # (H, B, n, d)
     x = graph("Reshape", graph("Transpose", x, perm=[1, 2, 0, 3]), [-1, dim])
+    x = cut.take(graph, x)
     return graph.linear(x, folded.out_proj.weight, folded.out_proj.bias, int8=True)
 
 
@@ -141,7 +144,7 @@ def class_attention(graph, folded, cls, x, no_key):
 
 
 def feed_forward(graph, folded, x, mixed):
-    """What a block does after the attention: tokens (T, D) to tokens.
+    """What a block does after the attention: tokens (R, D) to tokens.
 
     See :class:`jetzoo.engine.layers.FoldedFeedForward`.
     """

@@ -36,16 +36,17 @@ def particle_kinematics(lorentz_vectors):
     ratio = 1 + 2 * pz / (energy - pz).clamp(min=SMALLEST)
     rapidity = 0.5 * torch.log(ratio.clamp(min=SMALLEST))
     pt = pt2.sqrt()
-    # atan2(0, 0) is 0 in PyTorch and NaN in the ONNX decomposition.
-    phi = _azimuth(py, torch.where(pt2 > 0, px, torch.ones_like(px)))
-    return lorentz_vectors, pt, rapidity, phi
+    return lorentz_vectors, pt, rapidity, azimuth(py, px)
 
 
-def _azimuth(py, px):
+def azimuth(py, px):
+    """``torch.atan2`` in float64, in a traced graph as well."""
     if not torch.jit.is_tracing():
         return torch.atan2(py, px)
     # onnxruntime has arcs in float32 only. One step of Newton's method restores float64.
     scale = torch.maximum(px.abs(), py.abs())
+    # atan2(0, 0) is 0 in PyTorch and NaN in the ONNX decomposition.
+    scale, px = (torch.where(scale > 0, x, torch.ones_like(x)) for x in (scale, px))
     py, px = py / scale, px / scale
     phi = torch.atan2(py.float(), px.float()).double()
     return phi + (py * phi.cos() - px * phi.sin()) / (px * phi.cos() + py * phi.sin())
