@@ -41,7 +41,7 @@ docs: .venv/.docs
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "jetzoo needs Python 3.11 or newer; try: make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[simulate,interpret,export,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[simulate,interpret,export,remote,scale,test]'
 	@touch $@
 
 clean:

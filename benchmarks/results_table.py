@@ -38,7 +38,7 @@ from tqdm import tqdm
 from train_zoo import OUT, SETS, data_files
 
 import jetzoo
-from jetzoo import UserError, profiling, tables, tagger
+from jetzoo import UserError, profiling, tables
 from jetzoo.int8 import file as int8_file
 from jetzoo.int8.calibration import CALIBRATION_JETS
 from jetzoo.metrics.numbers import evaluate
@@ -98,7 +98,7 @@ def test(network, files):
     """Metrics of a tagger on labelled jets."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "scores.root"
-        tagger.predict_files(network, files, output, batch_size=1024)
+        jetzoo.predict_files(network, files, output, batch_size=1024)
         return evaluate(*read_predictions([output]))
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from jetzoo.nn.embed import batch_norm
+from jetzoo.native.dense import linear as product
+from jetzoo.nn.embed import batch_norm, mean_norm_relu, norm_relu
 from jetzoo.nn.head import classifier
 from jetzoo.nn.inputs import clean_inputs, finish
 from jetzoo.nn.kinematics import at_least_float32
@@ -49,7 +50,7 @@ class OnRows:
 
     def forward(self, x):
         """(..., C) to (..., C')."""
-        return F.linear(x, self.weight.flatten(1), self.bias)
+        return product(x, self.weight.flatten(1), self.bias)
 
 
 class RowConv1d(OnRows, nn.Conv1d):
@@ -73,7 +74,7 @@ class EdgeConv2d(OnRows, nn.Conv2d):
 
     def forward(self, x):
         """(..., C) to what particles add to edges as centre and as neighbour, (..., 2 C')."""
-        return F.linear(x, self.particle_weight())
+        return product(x, self.particle_weight())
 
 
 def linear(weight, bn):
@@ -132,11 +133,10 @@ class EdgeConv(nn.Module):
         first = torch.arange(batch_size, device=x.device) * length
         index = layout.unpad(index + first[:, None, None])  # (..., k)
         edges = neighbours.flatten(0, 1)[index] + centre.unsqueeze(-2)  # (..., k, C')
-        edges = batch_norm(self.bns[0], edges).relu_()
-        for conv, bn in zip(self.convs[1:], self.bns[1:], strict=True):
-            edges = batch_norm(bn, conv(edges)).relu_()
+        for bn, conv in zip(self.bns, self.convs[1:], strict=False):  # up to the last norm
+            edges = conv(norm_relu(bn, edges))
         shortcut = x if self.sc is None else batch_norm(self.sc_bn, self.sc(x))
-        return (shortcut + edges.mean(-2)).relu_()
+        return (shortcut + mean_norm_relu(self.bns[-1], edges)).relu_()
 
     def neighbours(self, points, x, layout):
         """Weights (B, 1, n, n) of the ``k`` nearest neighbours: equal, and zero for the others."""

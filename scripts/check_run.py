@@ -10,7 +10,7 @@ import inspect
 import sys
 from pathlib import Path
 
-from jetzoo import UserError, data_config, repository, tables
+from jetzoo import UserError, data_config, repository, tables, tagger
 
 
 def describe(path, treename):
@@ -64,24 +64,38 @@ def count(files, config, branches):
 
 
 def check_network(network, config, options, with_attention):
-    """Build a network as weaver does, with a backend for its attention if that was asked for.
+    """Build a network and run it, with a backend for its attention if that was asked for.
+
+    A network whose file has loops of its own is only built: they may call it in another way.
+
+    Parameters
+    ----------
+    network, config : str
+        Paths of the network file and of the data config.
+    options : dict
+    with_attention : bool
 
     Raises
     ------
     UserError
         If that fails, or nothing in the network takes the backend.
     """
-    if not with_attention:
-        repository.build_network(network, config, **options)
-        return
     name = Path(network).stem
-    try:
+    if with_attention:
         options = {**options, "attention": "reference"}
-        model, _ = repository.build_network(network, config, **options)
+    try:
+        if repository.has_own_loops(network):
+            model, _ = repository.build_network(network, data_config.read(config), **options)
+        else:
+            model = tagger.untrained(network, config, "cpu", **options).model
     except UserError as error:
-        raise UserError(f"--attention is not for {name}: {error}") from error
+        if with_attention:
+            raise UserError(f"--attention is not for {name}: {error}") from error
+        raise
     classes = {cls for module in model.modules() for cls in type(module).__mro__}
-    if not any("attention" in inspect.signature(cls.__init__).parameters for cls in classes):
+    if with_attention and not any(
+        "attention" in inspect.signature(cls.__init__).parameters for cls in classes
+    ):
         raise UserError(f"--attention is not for {name}, which does nothing with that option.")
 
 
@@ -100,7 +114,7 @@ def main():
     try:
         config = data_config.read(args.data_config)
         options = {name: ast.literal_eval(value) for name, value in args.option}
-        check_network(args.network, config, options, args.attention)
+        check_network(args.network, args.data_config, options, args.attention)
         train, val = (
             count(files, config, config.train_load_branches) for files in (args.train, args.val)
         )

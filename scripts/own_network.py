@@ -61,7 +61,7 @@ def init_opt(args, model, **options):
 
 def loops(network_file):
     """`get_train_fn` and `get_evaluate_fn` of the file, or those of the zoo; weaver mixes none."""
-    module = module_of(network_file)
-    if hasattr(module, "get_train_fn") and hasattr(module, "get_evaluate_fn"):
-        return module.get_train_fn, module.get_evaluate_fn
-    return plugin.get_train_fn, plugin.get_evaluate_fn
+    module = plugin
+    if repository.has_own_loops(network_file):
+        module = module_of(network_file)
+    return module.get_train_fn, module.get_evaluate_fn

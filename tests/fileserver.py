@@ -30,15 +30,16 @@ class Server:
                     self.send_error(404)
                     return
                 asked = self.headers["Range"] if server.ranges else None
-                start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
-                sent = body[start:]
+                first, _, last = (asked or "bytes=0-").removeprefix("bytes=").partition("-")
+                start = int(first)
+                sent = body[start : int(last) + 1 if last else None]
                 if asked and not sent:
                     self.send_response(416)
                     self.send_header("Content-Range", f"bytes */{len(body)}")
                 elif asked:
                     self.send_response(206)
-                    last = len(body) - 1
-                    self.send_header("Content-Range", f"bytes {start}-{last}/{len(body)}")
+                    end = start + len(sent) - 1
+                    self.send_header("Content-Range", f"bytes {start}-{end}/{len(body)}")
                 else:
                     self.send_response(200)
                 length = server.lengths.get(self.path.lstrip("/"), str(len(sent)).encode())

@@ -336,6 +336,28 @@ def test_auto_takes_the_backend_that_was_measured():
         assert dispatch.choose_backend(q.double(), k.double()) == "sdpa"
 
 
+def test_a_gpu_times_what_can_be_used(monkeypatch):
+    """The choice that "auto" makes on a GPU, of the backends that this machine has."""
+    (q, k, _, bias), mask = make(9, 9, torch.float32)
+    asked = []
+
+    def fastest(work, ways, device):
+        asked.append((work, sorted(ways)))
+        for way in ways.values():
+            way()
+        return "triton"
+
+    monkeypatch.setattr(dispatch.choices, "fastest", fastest)
+    state = torch.get_rng_state()
+    q.requires_grad_()
+    assert dispatch.measured_backend(q, k, bias, mask, 0.1, trains=True) == "triton"
+    assert dispatch.measured_backend(q.double(), k.double(), None, None, 0.0, False) == "sdpa"
+    (work, names), *others = asked
+    assert names == ["sdpa", "triton"] and others == []  # only PyTorch's takes float64
+    assert "float32 bias mask dropout backward" in work
+    assert q.grad is None and torch.equal(state, torch.get_rng_state())
+
+
 def test_light_import():
     """The command line must not wait for torch."""
     check = "import jetzoo, sys; assert 'torch' not in sys.modules"

@@ -10,7 +10,7 @@ from explained import CONFIG, OPTIONS, SAMPLE, checkpoint, needs_fastjet, tagger
 
 from jetzoo import interpret
 from jetzoo.cli import main
-from jetzoo.interpret import circuits, corruptions
+from jetzoo.interpret import circuits, corruptions, errors
 from jetzoo.interpret.ablation import Ablation
 from jetzoo.interpret.circuit_report import roles
 from jetzoo.interpret.interventions import (
@@ -24,8 +24,10 @@ from jetzoo.interpret.interventions import (
     zeros,
 )
 from jetzoo.interpret.recorder import Site, transformer
+from jetzoo.interpret.replay import Replay
 from jetzoo.interpret.sample import batch
 from jetzoo.jets import true_labels
+from jetzoo.metrics.numbers import evaluate
 
 SOURCE, READOUT = Node("head", "particle", 0, 1), Node("head", "class", 0, 0)
 
@@ -134,6 +136,88 @@ def head_and(values, place):
     return place, values[place]
 
 
+@torch.inference_mode()
+def plain(model, part, edit):
+    with edited(model, edit):
+        return model(*part.inputs).double()
+
+
+def heads_of(model):
+    return [node for node in nodes(model) if node.what == "head"]
+
+
+@pytest.fixture(scope="module")
+def replay(tagger, jets):
+    """Of jets of 0, 1 and up to 130 particles."""
+    return Replay(tagger.model, batch(tagger, jets))
+
+
+def test_a_replay_is_a_whole_run(tagger, replay):
+    means = Means()
+    means.update(replay.values, replay.part.mask)
+    for node in nodes(tagger.model):
+        for source in (zeros, means, resampled(replay.values, replay.part.mask, means)):
+            expected = plain(tagger.model, replay.part, replacing([node], source))
+            torch.testing.assert_close(replay.run(node, source), expected, atol=2e-5, rtol=1e-5)
+    heads = heads_of(tagger.model)
+    for gone in ([], heads, heads[:3], heads[1:], heads[:2] + heads[-1:]):
+        expected = plain(tagger.model, replay.part, replacing(gone, means))
+        found = replay.without(gone, means)
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+    assert all("forward" not in vars(m) and "attend" not in vars(m) for m in tagger.model.modules())
+
+
+def test_paths_are_those_of_whole_runs(tagger, replay):
+    """Two whole runs: one finds what the receiver gives, the other puts it into the network."""
+    model, part, values = tagger.model, replay.part, replay.values
+    bad = resampled(values, part.mask, zeros)
+    heads = heads_of(model)
+    for sender in heads:
+        later = [receiver for receiver in heads if sender.depth < receiver.depth]
+        direct, received = replay.send(sender, bad, later)
+        for receiver in (None, *later):
+            frozen = [h for h in heads if h not in (sender, receiver)]
+            freeze = replacing(frozen, lambda place, _: values[place])
+            send, seen = replacing([sender], bad), {}
+
+            def step(place, value, freeze=freeze, send=send, seen=seen):
+                seen[place] = value
+                return send(place, freeze(place, value))
+
+            expected = plain(model, part, step)
+            found = direct
+            if receiver is not None:
+                expected = plain(model, part, replacing([receiver], lambda p, _, s=seen: s[p]))
+                found = replay.run(receiver, lambda place, _, r=received: r[place])
+            torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_errors_of_changes_on_the_same_jets():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 600)
+    logits = rng.normal(size=(600, 3)) + 1.5 * np.eye(3)[labels]
+    before, after = (
+        np.exp(x) / np.exp(x).sum(1, keepdims=True)
+        for x in (logits, logits + 0.5 * rng.normal(size=logits.shape))
+    )
+
+    def auc(rows, scores):
+        return evaluate(labels[rows], scores[rows], ["a", "b", "c"])["auc"]
+
+    everything = np.arange(600)
+    brought = errors.placements(labels, before)
+    # A jet of each class is in a third of the pairs, twice each.
+    by_class = [brought[labels == c].mean() for c in range(3)]
+    assert sum(by_class) / 2 == pytest.approx(auc(everything, before))
+    rows = [rng.integers(0, 600, 600) for _ in range(200)]
+    drawn = np.array([auc(r, after) - auc(r, before) for r in rows])
+    assert errors.auc_error(labels, before, after) == pytest.approx(drawn.std(), rel=0.15)
+    above, below = before[:, 0], after[:, 0]
+    drawn = np.array([above[r].mean() / below[r].mean() for r in rows])
+    assert errors.ratio_error(above, below) == pytest.approx(drawn.std(), rel=0.15)
+    assert errors.ratio_error(above, above) < 1e-12 and errors.mean_error(above[:1]) == 0
+
+
 def test_only_what_was_planted_has_an_effect(patching, effects):
     assert patching.auc(patching.logits) == 1
     for e in effects:
@@ -168,8 +252,10 @@ def test_paths_of_the_planted_circuit(patching, effects):
         for pair in ((SOURCE, other), (other, READOUT), (other, None)):
             assert found[name, *pair] == pytest.approx(0, abs=1e-6)
     kept = [e for e in edges if other not in (e["sender"], e["receiver"])]
-    circuit = circuits.Circuit(1.0, effects, [SOURCE, READOUT], 1.0, kept)
+    circuit = circuits.Circuit(1.0, effects, [SOURCE, READOUT], 1.0, kept, 60, 60)
     assert roles(circuit) == {SOURCE: "source", READOUT: "readout"}
+    circuit.heads.append(other)
+    assert roles(circuit)[other] == "not patched"
 
 
 def test_matched_jets_are_of_the_other_class(planted):

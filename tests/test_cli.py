@@ -143,7 +143,7 @@ def test_ctrl_c(network, jets_file, tmp_path, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Tagger, "outputs", interrupted)
+    monkeypatch.setattr(Tagger, "answer", interrupted)
     before = sorted(tmp_path.iterdir())
     assert predict(network, tmp_path / "pred.root", jets_file) == 130
     assert sorted(tmp_path.iterdir()) == before

@@ -17,8 +17,8 @@ from conftest import ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jetzoo import UserError
-from jetzoo.datasets import convert, releases
+from jetzoo import UserError, hdf5
+from jetzoo.datasets import convert
 from jetzoo.schema import jets_table, massless_p4, write_parquet
 
 
@@ -271,7 +271,7 @@ def test_an_h5_file_runs_no_code(tmp_path, monkeypatch, attribute):
 def test_plain_pickles_are_read():
     for value in ([1, "a"], {"b": (None, 2.5)}, np.float32(2), np.dtype("f8"), np.str_("c")):
         for protocol in range(5):
-            assert releases._load_plain(pickle.dumps(value, protocol)) == value
+            assert hdf5._load_plain(pickle.dumps(value, protocol)) == value
 
 
 def test_conversion_killed_at_any_move_is_repeated(tmp_path):

@@ -20,7 +20,7 @@ import jetzoo
 from jetzoo import UserError, checkpoint, cli, data_config, formulas, models, repository, tables
 from jetzoo.int8 import file as int8_file
 from jetzoo.metrics import predictions
-from jetzoo.tagger import predict_files
+from jetzoo.prediction.files import predict_files
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -14,7 +14,7 @@ from test_outputs import command, refused
 import jetzoo
 from jetzoo import UserError, cli, comparison, repository, tables
 from jetzoo.metrics import predictions
-from jetzoo.tagger import predict_files
+from jetzoo.prediction.files import predict_files
 
 KIN = "QuarkGluon/qg_kin"
 

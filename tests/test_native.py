@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -20,7 +21,7 @@ import jetzoo
 from jetzoo import UserError, native
 from jetzoo.attention.jagged import jagged
 from jetzoo.attention.reference import reference
-from jetzoo.native import calls, chains, pairs, structures
+from jetzoo.native import calls, chains, edges, pairs, structures
 from jetzoo.native.part import NativePart
 from jetzoo.nn.transformer import ParticleTransformer
 
@@ -413,6 +414,66 @@ def test_pair_mlp_steps_aside():
     other = layers()
     other[1].register_forward_hook(lambda module, inputs, out: out)
     assert not pairs.takes_pairs(x, other)
+
+
+@needs_compiler
+@pytest.mark.parametrize("widths", [(4, 8), (4, 16, 40), (3, 32, 48, 17, 5), (4, 64, 64, 64, 8)])
+@pytest.mark.parametrize("num_pairs", [7, 95, 2 * pairs.SEGMENT + 97])
+def test_pair_mlp_of_many_pairs(widths, num_pairs):
+    """Widths that need padding, parts of the memory that are not full; against float64."""
+    torch.manual_seed(3)
+    layers = [nn.BatchNorm1d(widths[0])]
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Conv1d(inputs, outputs, 1), nn.BatchNorm1d(outputs), nn.GELU()]
+    layers = nn.Sequential(*layers).train()
+    plain = copy.deepcopy(layers).double()
+    x, grad = torch.randn(widths[0], num_pairs), torch.randn(widths[-1], num_pairs)
+    found, expected = pairs.pair_mlp(x, layers), plain(x.double()[None])[0]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+    found.backward(grad)
+    expected.backward(grad.double())
+    for (name, ours), theirs in zip(layers.named_parameters(), plain.parameters(), strict=True):
+        error = (ours.grad - theirs.grad).norm()
+        assert error <= 1e-4 * theirs.grad.norm() + 2e-6 * grad.norm(), name
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(5, 1, 16), (1, 7, 32), (7, 16, 48), (301, 5, 64), (40, 16, 16)])
+def test_norm_and_relu_of_edges(shape):
+    """Against PyTorch in float64: outputs, gradients, running statistics."""
+    torch.manual_seed(3)
+    norm = nn.BatchNorm1d(shape[2]).train()
+    nn.init.uniform_(norm.weight, -1, 1)
+    nn.init.normal_(norm.bias)
+    plain = copy.deepcopy(norm).double()
+    x = (3 + torch.randn(shape)).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    grad = torch.randn(shape[0], shape[2])
+    assert edges.takes(norm, x)
+    found = edges.norm_relu(norm, x)
+    expected = plain(exact.flatten(0, 1)).view(shape).relu().mean(1)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    found.backward(grad)
+    expected.backward(grad.double())
+    for ours, theirs in ((x, exact), (norm.weight, plain.weight), (norm.bias, plain.bias)):
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-4, atol=2e-5)
+    for (name, ours), theirs in zip(norm.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-5, atol=1e-6, msg=name)
+
+
+@needs_compiler
+def test_norm_and_relu_step_aside():
+    x = torch.randn(4, 3, 16)
+    assert edges.takes(nn.BatchNorm1d(16), x)
+    assert not edges.takes(nn.BatchNorm1d(16).eval(), x)
+    assert not edges.takes(nn.BatchNorm1d(16), x[:1, :1])
+    assert not edges.takes(nn.BatchNorm1d(16), x.double())
+    assert not edges.takes(nn.BatchNorm1d(8), x[..., :8])
+    for options in ({"affine": False}, {"track_running_stats": False}, {"momentum": None}):
+        assert not edges.takes(nn.BatchNorm1d(16, **options), x)
+    hooked = nn.BatchNorm1d(16)
+    hooked.register_forward_hook(lambda module, inputs, out: 0 * out)
+    assert not edges.takes(hooked, x)
 
 
 @needs_compiler

@@ -127,7 +127,7 @@ def test_a_network_without_a_score_for_each_class(tmp_path, part, capsys):
     path = tmp_path / "Net.py"
     path.write_text(LINEAR.replace("(input_dim, num_classes)", "(input_dim, num_classes + 1)"))
     words = predict(part, tmp_path / "pred.root", {"scale": "2"}, network=path)
-    assert "Net gives no score for each class" in refused(capsys, words)
+    assert "outputs per jet that the data config asks for" in refused(capsys, words)
 
 
 def test_the_message_names_all_options_that_may_be_wrong():

@@ -7,8 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from profiled import CONFIG, LIMITS, Calls, count, inputs, part, rows_of, step_of
+from stock import Wrapper, weaver_part
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from weaver.nn.model.ParticleNet import ParticleNet
+from weaver.nn.model.ParticleTransformer import ParticleTransformerTagger
+from zoo import SMALL
 
 from jetzoo import accelerate, data_config, profiling
 from jetzoo.native.part import STAGES
@@ -249,6 +253,39 @@ def test_kinds_of_the_engine():
         "network.head.0": ("head", "norms"),
     }
     assert {x: (kinds.kind(x), kinds.operation(x)) for x in expected} == expected
+
+
+def test_kinds_of_weavers_own_networks():
+    """Alone, in a wrapper, and in the engine's PyTorch form."""
+    tagger = ParticleTransformerTagger(7, 5, 2, **SMALL)
+    expected = {
+        "pf_embed.embed.0": ("embedding", "norms"),
+        "sv_embed.embed.1": ("embedding", "matrix products"),
+        "part.pair_embed.embed.1": ("pair embedding", "matrix products"),
+        "part.blocks.1.attn": ("attention", "attention"),
+        "part.blocks.1.pre_attn_norm": ("attention", "norms"),
+        "part.blocks.1.fc1": ("feed-forward", "matrix products"),
+        "part.cls_blocks.0.attn.out_proj": ("class attention", "matrix products"),
+        "part.fc.0": ("head", "matrix products"),
+    }
+    for network, prefix in ((tagger, ""), (Wrapper(tagger), "mod.")):
+        kinds = Kinds(network)
+        for name, kind in expected.items():
+            assert (kinds.kind(prefix + name), kinds.operation(prefix + name)) == kind
+    kinds = Kinds(ParticleNet(7, 2))
+    assert kinds.kind("edge_convs.1.convs.0") == "edge convolutions"
+    assert kinds.operation("edge_convs.1") == "attention"
+    assert kinds.kind("fc.1") == "head"
+    kinds = Kinds(accelerate(Wrapper(weaver_part(**SMALL, version=3))).network)
+    expected = {
+        "mod.core.network.embed.layers.0": "embedding",
+        "mod.core.network.blocks.0.attn": "attention",
+        "mod.core.network.blocks.0.query": "attention",
+        "mod.core.network.blocks.0.fc2": "feed-forward",
+        "mod.core.network.cls_blocks.0.query": "class attention",
+        "mod.core.network.head.1": "head",
+    }
+    assert {name: kinds.kind(name) for name in expected} == expected
 
 
 def test_kinds_of_a_network_that_says_none():

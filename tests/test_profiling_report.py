@@ -17,7 +17,7 @@ from jets import COUNTS
 from profiled import CONFIG, LIMITS, SMALL, inputs, part, step_of
 from torch import nn
 
-from jetzoo import UserError, data_config, repository, tables
+from jetzoo import UserError, choices, data_config, repository, tables
 from jetzoo.cli import main
 from jetzoo.profiling import configurations, figures, loading, report, runs
 from jetzoo.profiling.rows import Row
@@ -165,6 +165,7 @@ def test_profile_writes_everything(command, monkeypatch, capsys):
     kinds = read_csv(command.out / "comparison.csv")
     assert {row["mode"] for row in kinds} == {"training step", "inference"}
     summary = json.loads((command.out / "profile.json").read_text())
+    assert summary["fastest"] == choices.known("cpu")
     assert summary["jets"] == 8 and [run["mode"] for run in summary["runs"]] == [
         "training step",
         "inference",

@@ -283,6 +283,15 @@ def test_what_only_python_can_tell(capsys, flat, foreign, tmp_path):
     swallows.write_text(FOREIGN.replace("cfg.update(**kwargs)", ""))
     assert "does nothing with" in check_run(capsys, swallows, config, "--attention")
 
+    # It must take the inputs of the data config, unless loops of its own hand it others.
+    strange = tmp_path / "Strange.py"
+    strange.write_text(FOREIGN.replace("def forward(self", "def forward(self, another"))
+    found = check_run(capsys, strange, config)
+    assert found.startswith("Strange cannot run on cpu with the inputs pf_")
+    assert "forward()" in found
+    strange.write_text(f"{strange.read_text()}\nget_train_fn = get_evaluate_fn = get_model\n")
+    assert check_run(capsys, strange, config) == "0 0\n"
+
 
 def test_jets_of_hdf5_are_counted(capsys, flat, tmp_path):
     pytables = pytest.importorskip("tables")

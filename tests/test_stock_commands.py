@@ -1,6 +1,7 @@
 """Commands on network files as weaver's users write them, around its own networks."""
 
 import json
+import re
 
 import awkward as ak
 import numpy as np
@@ -13,9 +14,15 @@ from stock import COUNTS, NATIVE, Wrapper, close, exact, weaver_part
 
 import jetzoo
 from jetzoo import cli, comparison, interpret, repository
+from jetzoo.engine.batching import WholeBatch
 from jetzoo.engine.proof import in_float64
+from jetzoo.engine.variants import VariantTransformer
 from jetzoo.export import checks, export
+from jetzoo.interpret.ablation import ablate
 from jetzoo.interpret.sample import batch
+from jetzoo.interpret.studies import with_counterpart
+from jetzoo.jets import true_labels
+from jetzoo.metrics.numbers import evaluate
 from jetzoo.profiling import report
 
 SOME = slice(None, None, 8)  # of both classes
@@ -123,6 +130,28 @@ def test_attention(files, jets, jets_file):
         torch.testing.assert_close(rows[rows > 0], torch.ones_like(rows[rows > 0]))
 
 
+def test_explore_probe_and_circuit(files, jets, jets_file):
+    """They look into the zoo's own networks in place of weaver's; a graph has no stream."""
+    network, tagger = files[0], jetzoo.load(*files, device="cpu")
+    page, _ = interpret.explore(tagger, network, [jets_file], jets=2)
+    assert len(re.findall(r'id="jet-\d+"', page)) == 2
+    twin = with_counterpart(tagger)
+    if interpret.recorder.transformer(twin.model) is None:
+        for find in (interpret.probe, interpret.circuit):
+            with pytest.raises(jetzoo.UserError, match="has no"):
+                find(tagger, network, [jets_file])
+        return
+    found = interpret.probe(tagger, network, [jets_file], jets=100)
+    last = next(row for row in reversed(found.class_rows) if row["source"] == "trained")
+    some, labels = jets[:100], true_labels(tagger, jets[:100])
+    expected = evaluate(labels, twin.predict(some), tagger.classes)["auc"]
+    assert last["lens_auc"] == pytest.approx(expected, abs=1e-6)
+    found = interpret.circuit(tagger, network, [jets_file], jets=20).found
+    assert found.auc == pytest.approx(
+        evaluate(labels[:20], twin.predict(jets[:20]), tagger.classes)["auc"]
+    )
+
+
 def test_profile(tmp_path, jets_file):
     files = stock_files.write(tmp_path, "ParticleTransformerTagger")
     found = report.profile(*files, [jets_file], names=("base", "fast"), batch_size=8, repeats=1)
@@ -143,9 +172,74 @@ def test_commands(tmp_path, jets_file):
     assert len(ak.from_parquet(output)) == len(ak.from_parquet(jets_file))
 
 
-def test_what_has_no_counterpart_is_named():
-    model = Wrapper(weaver_part(**NATIVE, version=3))
-    with pytest.raises(jetzoo.UserError, match=r"no counterpart in the zoo: .* use_rmsnorm"):
+OPTIONS = {
+    "version 2": {"version": 2},
+    "version 3.6": {"version": 3.6},
+    "global token": {"include_global_token": True, "num_cls_layers": 0},
+    "some layers with bias": {"block_ids_with_attn_mask": [0]},
+    "pair_input_type": {"pair_input_type": "ee"},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_attention_of_options_that_only_weaver_has(options, tmp_path, jets_file):
+    files = stock_files.write(tmp_path, "ParticleTransformer", **options)
+    tagger = jetzoo.load(*files, device="cpu", **options)
+    found = interpret.explain(tagger, files[0], [jets_file], jets=20, **options)
+    assert found.panels
+    model = jetzoo.acceleration.counterpart(tagger.model)
+    inputs = make_jets(COUNTS)
+    with torch.no_grad(), interpret.record(model) as records:
+        close(model(*inputs), exact(tagger.model, *inputs))
+    real = inputs[-1][:, 0].bool()
+    assert {record.kind for record in records} == {"particle", "class"}
+    has_token = tagger.model.mod.include_global_token  # version 3.6 has one by itself
+    for record in records:
+        assert (record.mask == real).all()
+        rows = record.weights.sum(-1)
+        rows = rows[rows > 0]
+        assert len(rows)
+        if has_token and record.kind == "particle":
+            assert (rows < 1).all()
+        else:
+            torch.testing.assert_close(rows, torch.ones_like(rows))
+        biased = record.kind == "particle" and options.get("block_ids_with_attn_mask") != [0]
+        if biased or (record.kind, record.layer) == ("particle", 0):
+            assert record.bias.abs().max() > 0
+        else:
+            assert record.bias is None
+
+
+def test_attention_of_both_forms_is_one():
+    part = weaver_part(**NATIVE)
+    zoo = jetzoo.acceleration.counterpart(Wrapper(part))
+    variant = WholeBatch(VariantTransformer(part, torch.float32))
+    inputs = make_jets(COUNTS)
+    found = []
+    for model in (zoo, variant):
+        with torch.no_grad(), interpret.record(model) as records:
+            model(*inputs)
+        found.append(records)
+    for one, other in zip(*found, strict=True):
+        for name in ("kind", "layer"):
+            assert getattr(one, name) == getattr(other, name)
+        for name in ("mask", "weights", "scores", "bias"):
+            torch.testing.assert_close(getattr(one, name), getattr(other, name), atol=1e-4, rtol=0)
+
+
+def test_ablations_of_options_that_only_weaver_has(tmp_path, jets):
+    options = {"version": 3.6}
+    files = stock_files.write(tmp_path, "ParticleTransformer", **options)
+    tagger = jetzoo.load(*files, device="cpu", **options)
+    tagger.model = jetzoo.acceleration.counterpart(tagger.model)
+    results = ablate(tagger, jets[:40])
+    auc = {str(change): metrics["auc"] for change, metrics in results}
+    assert len(set(auc.values())) > 5
+
+
+def test_what_cannot_be_looked_into_is_named():
+    model = Wrapper(weaver_part(**NATIVE, for_segmentation=True))
+    with pytest.raises(jetzoo.UserError, match=r"cannot be looked into .* for_segmentation"):
         jetzoo.acceleration.counterpart(model)
 
 

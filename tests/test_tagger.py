@@ -13,8 +13,9 @@ from weaver.utils.dataset import SimpleIterDataset
 import jetzoo
 from jetzoo import UserError, data_config, repository, tables
 from jetzoo.metrics import predictions
+from jetzoo.prediction.files import predict_files
 from jetzoo.repository import network_module
-from jetzoo.tagger import Tagger, predict_files
+from jetzoo.tagger import Tagger
 
 
 def weaver_batch(path, config):

@@ -202,6 +202,8 @@ def test_kernels_step_aside():
     assert training.usable(x)
     assert not training.usable(x.double())
     with torch.autocast("cpu", torch.bfloat16):
+        assert training.usable(x) == training.multiplies_half()
+    with torch.autocast("cpu", torch.float16):
         assert not training.usable(x)
     with FlopCounterMode(display=False):
         assert not training.usable(x)

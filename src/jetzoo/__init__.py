@@ -14,6 +14,7 @@ _EXPORTS = {
     "accelerate": "jetzoo.acceleration",
     "attention": "jetzoo.attention",
     "load": "jetzoo.tagger",
+    "predict_files": "jetzoo.prediction.files",
 }
 
 

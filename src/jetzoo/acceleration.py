@@ -12,7 +12,6 @@ from torch import nn
 from jetzoo import UserError
 
 from .engine import stock
-from .engine.batching import MicroBatches, OneBatch
 from .engine.folding import fold, freeze
 from .engine.forms import forms_of
 from .engine.proof import prove
@@ -111,7 +110,10 @@ def _stock(frozen, precision):
 
 
 def counterpart(model):
-    """A network with the zoo's own in place of weaver's: the same logits, to look into and export.
+    """A network with modules of this project in place of weaver's: to look into and to export.
+
+    They are those of the zoo, or for options that the zoo does not have those of the engine
+    (:class:`jetzoo.engine.variants.VariantTransformer`); the logits are the same.
 
     Parameters
     ----------
@@ -126,7 +128,7 @@ def counterpart(model):
     Raises
     ------
     UserError
-        If one of them has an option that the zoo's does not have.
+        If one of them has an option that neither has.
     """
     if not stock.find(model):
         return model
@@ -136,7 +138,7 @@ def counterpart(model):
         prove(frozen, twin)
     except stock.Unsupported as error:
         name = type(frozen).__name__
-        raise UserError(f"{name} has no counterpart in the zoo: {error}.") from error
+        raise UserError(f"{name} cannot be looked into or exported: {error}.") from error
     return twin
 
 
@@ -151,28 +153,12 @@ def traceable(model):
     Returns
     -------
     nn.Module
-        The :func:`counterpart`; where there is none, the engine's form on one padded batch; where
-        there is none of these either, or nothing of weaver's in it, ``model`` itself.
+        The :func:`counterpart`; where there is none, ``model`` itself.
     """
-    if not stock.find(model):
+    try:
+        return counterpart(model)
+    except UserError:
         return model
-    frozen = freeze(model)
-    for rewrite in (counterpart, _on_one_batch):
-        try:
-            return rewrite(frozen)
-        except (UserError, stock.Unsupported):
-            continue
-    return model
-
-
-def _on_one_batch(frozen):
-    """A network with the engine's forms of weaver's, without micro-batches."""
-    form = stock.rewrite(frozen)
-    for name, module in list(form.named_modules()):
-        if isinstance(module, MicroBatches):
-            form.set_submodule(name, OneBatch(module.network).eval())
-    prove(frozen, form)
-    return form
 
 
 def lower(network):

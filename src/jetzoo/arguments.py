@@ -54,6 +54,15 @@ def resolve(args):
     args.data_config = args.data_config or args.default_data_config
 
 
+def expand_files(args):
+    """Replace patterns of jets among the arguments by the files that they stand for."""
+    for name in ("data", "calibration"):
+        if getattr(args, name, None):
+            from jetzoo import sources  # half a second, which other commands do not need
+
+            setattr(args, name, sources.listed(getattr(args, name)))
+
+
 def default_folder(args, name):
     """Folder of a report: beside the checkpoint of a user, else in the present folder."""
     beside = args.checkpoint is not None and not args.is_card

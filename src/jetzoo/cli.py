@@ -10,6 +10,7 @@ from jetzoo import UserError, __version__
 from jetzoo.arguments import (
     add_tagger,
     default_folder,
+    expand_files,
     input_files,
     jet_selection,
     load_tagger,
@@ -35,9 +36,10 @@ def add_evaluate(parser):
 def run_evaluate(args):
     from rich.console import Console
 
-    from jetzoo import labels, tables
+    from jetzoo import labels, sources, tables
     from jetzoo.metrics import numbers, predictions, regression, report, roc
 
+    files = sources.listed(args.files)
     classes, label, is_regression = None, "_label_", False
     if args.data_config:
         from jetzoo import data_config
@@ -45,14 +47,14 @@ def run_evaluate(args):
         config = data_config.read(args.data_config)
         classes, label = labels.outputs(config), config.label_names[0]
         is_regression = labels.is_regression(config)
-    folder = Path(args.out or Path(args.files[0]).parent)
+    folder = Path(args.out or ("" if sources.is_url(files[0]) else Path(files[0]).parent))
     if args.out:
         tables.check_folder(folder)
     if is_regression:
-        jets = (*predictions.read_targets(args.files, classes), classes)
+        jets = (*predictions.read_targets(files, classes), classes)
         measured, figures = regression, regression.figures
     else:
-        jets = predictions.read_predictions(args.files, classes, label)
+        jets = predictions.read_predictions(files, classes, label)
         measured, figures = numbers, roc.figures
     folder = tables.writable_folder(folder)
     metrics = measured.evaluate(*jets)
@@ -66,8 +68,19 @@ def run_evaluate(args):
 
 def add_predict(parser):
     add_tagger(parser)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="jets, .root or .parquet")
-    parser.add_argument("--output", required=True, metavar="FILE", help=".root or .parquet")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="jets: .root, .parquet or .h5, paths or URLs, with * for many; file.root:tree; "
+        "group:files",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="FILE",
+        help=".root or .parquet; {name} in it stands for the name of each input",
+    )
     parser.add_argument("--batch-size", type=positive_integer, default=512, metavar="N")
     parser.add_argument("--fast", action="store_true", help="the fast engine: the same scores")
     parser.add_argument(
@@ -75,17 +88,21 @@ def add_predict(parser):
         action="store_true",
         help="write the normalised class token of each jet, too; for ParT and its variants",
     )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--workers", type=positive_integer, metavar="N", help="share the work among N processes"
+    )
+    where.add_argument("--dask", metavar="ADDRESS", help="or among a cluster of dask.distributed")
 
 
 def run_predict(args):
-    from jetzoo import tables
-    from jetzoo.tagger import predict_files
+    from jetzoo.prediction import jobs
+    from jetzoo.prediction.files import predict_files
 
-    tables.check_format(args.output)
-    tables.check_output(args.output, (*args.files, *input_files(args)))
+    jobs.outputs(args.files, args.output, input_files(args))
     wanted = {"fast": args.fast, "embedding": args.embedding}
     tagger = load_tagger(args, **{name: True for name, is_wanted in wanted.items() if is_wanted})
-    found = predict_files(tagger, args.files, args.output, args.batch_size)
+    found = predict_files(tagger, args.files, args.output, args.batch_size, args.workers, args.dask)
     if not found.has_labels:
         print("note: The files have no labels; only scores were written.")
     if found.num_bad:
@@ -93,7 +110,8 @@ def run_predict(args):
             f"note: {found.num_bad:,} of {found.num_jets:,} jets have values that are NaN or "
             "infinite: their scores are NaN."
         )
-    print(f"wrote {args.output}")
+    for path in found.outputs:
+        print(f"wrote {path}")
 
 
 def add_attention(parser):
@@ -141,13 +159,39 @@ def run_probe(args):
 
 
 def add_circuit(parser):
-    _add_jets(parser, "300 at equal distances", "circuit")
+    _add_jets(parser, "1000 at equal distances", "circuit")
 
 
 def run_circuit(args):
     from jetzoo import interpret
 
     _write_report(args, "circuit", interpret.circuit)
+
+
+def add_prune(parser):
+    add_tagger(parser)
+    for name, text in (
+        ("--train", "labelled jets to fine-tune on; they are read into memory"),
+        ("--val", "labelled jets that decide which layers can go"),
+        ("--data", "labelled jets to compare the networks on, which take no part in the choice"),
+    ):
+        parser.add_argument(name, nargs="+", required=True, metavar="FILE", help=text)
+    text = "of each fine-tuning (default: 3)"
+    parser.add_argument("--epochs", type=positive_integer, default=3, metavar="N", help=text)
+    text = "default: the folder pruned beside the checkpoint, or here for a model card"
+    parser.add_argument("--out", metavar="DIR", help=text)
+
+
+def run_prune(args):
+    from jetzoo import interpret, tables
+
+    folder = default_folder(args, "pruned")
+    tables.check_folder(folder)
+    files = (args.train, args.val, args.data)
+    options = {"epochs": args.epochs, **network_options(args)}
+    report = interpret.prune(load_tagger(args), args.network, args.data_config, *files, **options)
+    _show_report(report, folder)
+    print(f"wrote {folder}")
 
 
 def _add_jets(parser, default, folder=None, subjets=False):
@@ -169,20 +213,25 @@ def _add_jets(parser, default, folder=None, subjets=False):
         parser.add_argument("--batch-size", type=positive_integer, default=64, metavar="N")
 
 
-def _write_report(args, name, find, **options):
-    """Find something out about a network, write it to a folder, and print it."""
+def _show_report(report, folder):
+    """Write a report to a folder, and print its tables and notes."""
     from rich.console import Console
 
+    report.write(folder)
+    Console().print(*report.tables())
+    for note in report.notes:
+        print(f"note: {note}")
+
+
+def _write_report(args, name, find, **options):
+    """Find something out about a network, write it to a folder, and print it."""
     from jetzoo import tables
 
     folder = default_folder(args, name)
     tables.check_folder(folder)
     options |= {"jets": args.jets, "batch_size": args.batch_size, **network_options(args)}
     report = find(load_tagger(args), args.network, args.data, **options)
-    report.write(folder)
-    Console().print(*report.tables())
-    for note in report.notes:
-        print(f"note: {note}")
+    _show_report(report, folder)
     print(f"wrote {folder / 'index.html'}, and figures and tables beside it")
 
 
@@ -434,6 +483,7 @@ COMMANDS = (
     ("explore", "a page to explore the attention in single jets", add_explore, run_explore),
     ("probe", "what a trained network knows, layer by layer", add_probe, run_probe),
     ("circuit", "which parts of a network carry its decision", add_circuit, run_circuit),
+    ("prune", "a network without the layers that its AUC can spare", add_prune, run_prune),
     ("profile", "where the time of a network goes", add_profile, run_profile),
     ("quantize", "an int8 form of a network, and what it costs", add_quantize, run_quantize),
     ("export", "a trained network as an ONNX file or a library in C++", add_export, run_export),
@@ -456,6 +506,7 @@ def main(argv=None):
     try:
         if hasattr(args, "network"):
             resolve(args)
+        expand_files(args)
         args.run(args)
     except UserError as error:
         print(f"jetzoo: {error}", file=sys.stderr)

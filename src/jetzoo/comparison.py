@@ -21,6 +21,7 @@ from .int8.tuning import TUNING_JETS
 from .jets import label_branches, true_labels
 from .labels import is_regression, outputs
 from .metrics.numbers import evaluate
+from .streams import ahead
 
 # What int8 may cost: the AUC may fall by this, the rejection at 50% by this part.
 AUC_DROP, REJECTION_LOSS = 0.001, 0.03
@@ -200,7 +201,7 @@ def calibration_jets(tagger, files, many=False):
     config = tagger.data_config
     inputs = []
     for path in files:
-        jets = tables.read(path, tagger.branches, config.treename)[:share]
+        jets = tables.read(path, tagger.branches, config.treename, stop=share)
         with tables.about(path):
             check_finite(tagger.columns(jets))
             if len(jets):
@@ -256,10 +257,10 @@ def check_labels(tagger, files):
     for path in files:
         if missing := sorted(tagger.branches - set(tables.describe(path, treename)[0])):
             raise UserError(f"{path} has no branch {', '.join(missing)}.")
-        labels = tables.read(path, label_branches(tagger), treename)
-        with tables.about(path):
-            true_labels(tagger, labels)
-        total += len(labels)
+        for labels in tables.chunks(path, label_branches(tagger), treename):
+            with tables.about(path):
+                true_labels(tagger, labels)
+            total += len(labels)
     if total == 0:
         raise UserError("There are no jets to compare on in the files.")
     return total
@@ -275,15 +276,15 @@ def labelled_batches(tagger, files, batch_size):
     """
     branches = tagger.branches | label_branches(tagger)
     for path in files:
-        jets = tables.read(path, branches, tagger.data_config.treename)
-        with tables.about(path):
-            labels = true_labels(tagger, jets)
-            columns = tagger.columns(jets)
-            check_finite(columns)
-            for start in range(0, len(jets), batch_size):
-                part = slice(start, start + batch_size)
-                inputs = tagger.inputs(columns[part]).values()
-                yield tuple(torch.from_numpy(x) for x in inputs), labels[part]
+        chunks = tables.chunks(path, branches, tagger.data_config.treename, size=batch_size)
+        for jets in ahead(chunks):
+            with tables.about(path):
+                labels = true_labels(tagger, jets)
+                columns = tagger.columns(jets)
+                check_finite(columns)
+                inputs = tagger.inputs(columns).values()
+            if len(jets):
+                yield tuple(torch.from_numpy(x) for x in inputs), labels
 
 
 def check_output(path, inputs=()):

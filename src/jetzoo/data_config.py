@@ -239,7 +239,11 @@ class Inputs:
             If branches are missing, or do not hold one number for each jet or each of its
             particles; the message names them.
         """
-        table = add_variables(self.columns(jets), self._new_variables)
+        return self.build(self.columns(jets))
+
+    def build(self, columns):
+        """Build the inputs of jets whose :meth:`columns` are known; else as a call."""
+        table = add_variables(columns, self._new_variables)
         self._check_groups(table)
         try:
             table = _finalize_inputs(table, self._config)
@@ -313,8 +317,9 @@ def check_lengths(columns, kinds):
     first = {}
     for name, column in columns.items():
         if column.ndim == 2:
-            other, count = first.setdefault(kinds[name], (name, ak.num(column)))
-            if ak.any(ak.num(column) != count):
+            count = ak.to_numpy(ak.num(column))
+            other, expected = first.setdefault(kinds[name], (name, count))
+            if not np.array_equal(count, expected):
                 raise UserError(f"Branches {other} and {name} have jets of different lengths.")
 
 
@@ -342,6 +347,8 @@ def numbers(column, name):
     if column.fields:
         raise UserError(f"Branch {name} holds {column.type.content}, not numbers.")
     column = ak.to_packed(ak.from_regular(column, axis=None))
+    if NUMBERS.fullmatch(str(column.type.content)):
+        return column
     if count := _num_lacking(column):
         raise UserError(f"Branch {name} lacks values in {count:,} of {len(column):,} jets.")
     column = ak.to_packed(ak.drop_none(column, axis=None))
@@ -374,6 +381,9 @@ def finite(jets):
     """
     found = np.ones(len(jets), bool)
     for name in jets.fields:
+        # Mostly all are, which is found out faster without looking at single jets.
+        if np.isfinite(ak.to_numpy(ak.flatten(jets[name], axis=None))).all():
+            continue
         good = np.isfinite(jets[name])
         found &= ak.to_numpy(ak.all(good, axis=1) if good.ndim == 2 else good)
     return found

@@ -60,7 +60,7 @@ def read_jets(tagger, files, selection=None, extra=()):
     for path, (_, entries) in zip(files, described, strict=True):
         here = np.flatnonzero((index >= first) & (index < first + entries))
         if len(here):
-            jets = tables.read(path, sorted(wanted), treename)[index[here] - first]
+            jets = tables.pick(path, sorted(wanted), index[here] - first, treename)
             check_columns(tagger, jets, path, extra)
             parts.append(jets)
             positions.append(here)

@@ -193,6 +193,19 @@ def network_module(name_or_path):
     return module
 
 
+def has_own_loops(name_or_path):
+    """Whether a network file has loops that train and evaluate, and they are not those of jetzoo.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        See :func:`network_module`.
+    """
+    module = network_module(name_or_path)
+    loops = (getattr(module, name, None) for name in ("get_train_fn", "get_evaluate_fn"))
+    return all(loop is not None and loop.__module__ != "jetzoo.plugin" for loop in loops)
+
+
 def build_network(name_or_path, config, **options):
     """Construct a network, with weights as they are before a training.
 

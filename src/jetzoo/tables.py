@@ -1,23 +1,28 @@
-"""ROOT and parquet files alike: list the branches, read some, write a table.
+"""Files of any format alike: list the branches, read some, write a table.
 
 Also where every command asks, before it works, whether its output can be written.
 """
 
 import contextlib
 import errno
+import itertools
 import os
 from pathlib import Path
 
 import awkward as ak
+import numpy as np
 import pyarrow.parquet as pq
 import uproot
 
-from jetzoo import UserError
+from jetzoo import UserError, sources
 
 FORMATS = (".root", ".parquet")
 
 # What a disk says that takes no more: full, over the quota, too large, read-only.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+# Jets that are read and made ready for a network at once.
+CHUNK = 4096
 
 # Bytes of a file name, of which a partial file needs some for itself.
 LONGEST_NAME, LONGEST_PARTIAL = 255, 200
@@ -115,44 +120,13 @@ def about(path):
         raise UserError(f"{path}: {error}") from error
 
 
-@contextlib.contextmanager
-def _reading(path):
-    """The open file: an uproot tree or a ``ParquetFile``."""
-    path = check_format(path)
-    if not path.is_file():
-        raise UserError(f"There is no file {path}.")
-    try:
-        if path.suffix == ".parquet":
-            with pq.ParquetFile(path) as file:
-                yield file
-        else:
-            with uproot.open(path) as file:
-                yield file
-    except UserError:
-        raise
-    except Exception as error:  # of a damaged file uproot raises anything, RecursionError included
-        reason = next(iter(str(error).strip().splitlines()), "").strip(" ,.:")
-        reason = reason or type(error).__name__
-        raise UserError(f"{path} cannot be read as {path.suffix[1:]}: {reason}.") from error
-
-
-def _tree(file, path, treename):
-    trees = [name for name, kind in file.classnames(cycle=False).items() if kind == "TTree"]
-    if treename is None and len(trees) == 1:
-        return file[trees[0]]
-    if treename in trees:
-        return file[treename]
-    wanted = "one TTree" if treename is None else f"a TTree {treename!r}"
-    raise UserError(f"{path} should hold {wanted}, but holds: {', '.join(trees) or 'none'}.")
-
-
 def describe(path, treename=None):
-    """Names of the branches of a file, in order, and its number of entries.
+    """Names of the branches of a source, in order, and its number of entries.
 
     Parameters
     ----------
     path : str or Path
-        A .parquet file, or a .root file with a TTree.
+        See :mod:`jetzoo.sources`.
     treename : str, optional
         Needed when a ROOT file holds several trees.
 
@@ -164,30 +138,72 @@ def describe(path, treename=None):
     Raises
     ------
     UserError
-        If the file is absent, is damaged or holds no such tree.
+        If the file is absent, is damaged or holds no such tree, or its server does not answer.
     """
-    with _reading(path) as file:
-        if isinstance(file, pq.ParquetFile):
-            return list(file.schema_arrow.names), file.metadata.num_rows
-        tree = _tree(file, path, treename)
-        return tree.keys(recursive=False), tree.num_entries
+    with sources.opened(path, treename) as source:
+        return source.branches, source.num_entries
 
 
-def read(path, branches, treename=None):
-    """Branches of a file as an awkward array of records; arguments and errors of `describe`.
+def chunks(path, branches, treename=None, size=CHUNK, start=0, stop=None):
+    """Branches of a source, some entries after the other.
+
+    Parameters
+    ----------
+    path, treename
+        As of :func:`describe`.
+    branches : iterable of str
+    size : int or None
+        Entries at once, at most: a chunk ends where so many, or a multiple, come after ``start``.
+        All that are wanted with None.
+    start, stop : int, optional
+        The first entry, and that after the last one, if there are so many.
+
+    Yields
+    ------
+    ak.Array of records
+        One of no entries if there are none.
 
     Raises
     ------
     UserError
-        Also if a branch is missing; the message names it.
+        Also if a branch is missing, or the file has become shorter; the message names the file.
     """
-    missing = sorted(set(branches) - set(describe(path, treename)[0]))
-    if missing:
-        raise UserError(f"{path} has no branch {', '.join(missing)}.")
-    with _reading(path) as file:
-        if isinstance(file, pq.ParquetFile):
-            return ak.from_arrow(file.read(columns=list(branches)))
-        return _tree(file, path, treename).arrays(list(branches), library="ak")
+    branches = list(branches)
+    with sources.opened(path, treename) as source:
+        if missing := sorted(set(branches) - set(source.branches)):
+            raise UserError(f"has no branch {', '.join(missing)}.")
+        last = source.num_entries if stop is None else min(stop, source.num_entries)
+        first = min(start, last)
+        yield from source.chunks(branches, size or max(last - first, 1), first, last)
+
+
+def read(path, branches, treename=None, start=0, stop=None):
+    """Branches of a source as an awkward array of records; see :func:`chunks`."""
+    found = list(chunks(path, branches, treename, None, start, stop))
+    return found[0] if len(found) == 1 else ak.concatenate(found)
+
+
+def pick(path, branches, rows, treename=None):
+    """Some entries of a source; see :func:`chunks`.
+
+    Parameters
+    ----------
+    rows : ndarray of int, (num_rows,)
+        Their numbers, one or more, in any order.
+
+    Returns
+    -------
+    ak.Array of records, (num_rows,)
+        In the order of ``rows``.
+    """
+    order = np.argsort(rows, kind="stable")
+    ordered, found, at = rows[order], [], int(rows.min())
+    for chunk in chunks(path, branches, treename, start=at, stop=int(rows.max()) + 1):
+        here = ordered[np.searchsorted(ordered, at) : np.searchsorted(ordered, at + len(chunk))]
+        if len(here):
+            found.append(ak.to_packed(chunk[here - at]))
+        at += len(chunk)
+    return ak.concatenate(found)[np.argsort(order)]
 
 
 @contextlib.contextmanager
@@ -213,10 +229,16 @@ def atomic(path):
         partial.unlink(missing_ok=True)
 
 
-def write(path, table):
-    """Write an awkward array of records, atomically, as weaver would.
+def write(path, tables):
+    """Write awkward arrays of records, atomically, as weaver would.
 
     A .root file holds a TTree ``Events``, LZ4-compressed like the .parquet one.
+
+    Parameters
+    ----------
+    path : str or Path
+    tables : ak.Array or iterable of ak.Array
+        Of several, with columns of the same types, each becomes a row group.
 
     Raises
     ------
@@ -224,13 +246,30 @@ def write(path, table):
         If the format has no such columns, or the disk is full.
     """
     path = check_format(path)
+    tables = iter([tables] if isinstance(tables, ak.Array) else tables)
+    first = next(tables)
     with atomic(path) as partial:
         try:
-            if path.suffix == ".parquet":
-                ak.to_parquet(table, partial, compression="LZ4", compression_level=4)
-            else:
-                with uproot.recreate(partial, compression=uproot.LZ4(4)) as file:
-                    tree = file.mktree("Events", {name: table[name].type for name in table.fields})
-                    tree.extend({name: table[name] for name in table.fields})
+            write = _write_parquet if path.suffix == ".parquet" else _write_root
+            write(partial, first, itertools.chain([first], tables))
         except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path} cannot hold the columns {table.type}: {error}") from error
+            raise UserError(f"{path} cannot hold the columns {first.type}: {error}") from error
+
+
+def _write_parquet(path, first, tables):
+    schema = to_arrow(first).schema
+    with pq.ParquetWriter(path, schema, compression="LZ4", compression_level=4) as file:
+        for table in tables:
+            file.write_table(to_arrow(table).cast(schema))
+
+
+def to_arrow(table):
+    """A table as one of arrow, without types that only awkward knows."""
+    return ak.to_arrow_table(ak.to_packed(table), extensionarray=False, list_to32=True)
+
+
+def _write_root(path, first, tables):
+    with uproot.recreate(path, compression=uproot.LZ4(4)) as file:
+        tree = file.mktree("Events", {name: first[name].type for name in first.fields})
+        for table in tables:
+            tree.extend({name: table[name] for name in table.fields})

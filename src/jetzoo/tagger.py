@@ -1,12 +1,9 @@
 """Trained networks in Python: loading one, and tagging jets and files of jets."""
 
 from pathlib import Path
-from typing import NamedTuple
 
-import awkward as ak
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from jetzoo import UserError, models, tables
 from jetzoo.groups import shapes
@@ -15,12 +12,10 @@ from jetzoo.labels import is_regression, outputs
 from .acceleration import accelerate, lower
 from .checkpoint import load_weights
 from .checkpoint import read as read_checkpoint
-from .data_config import Inputs, add_variables, dependencies, finite
+from .data_config import Inputs, finite
 from .data_config import read as read_data_config
 from .int8 import file as int8_file
 from .int8.quantize import check_device
-from .jets import true_labels
-from .metrics.predictions import write_predictions, write_targets
 from .repository import build_network, reason
 
 
@@ -60,7 +55,13 @@ def load(network, checkpoint=None, data_config=None, device=None, fast=False, **
     >>> tagger.predict(ak.from_parquet("test.parquet"))  # (num_jets, 2)
     >>> tagger = jetzoo.load("ParT_QuarkGluon_kin", fast=True)
     """
-    network, checkpoint, data_config = resolve(network, checkpoint, data_config)
+    found = resolve(network, checkpoint, data_config)
+    tagger = _load(*found, device, fast, options)
+    tagger.loaded = tagger.model, (*map(_absolute, found), device, fast, options)
+    return tagger
+
+
+def _load(network, checkpoint, data_config, device, fast, options):
     content = read_checkpoint(checkpoint)
     if "format" in content:
         check_device(known_device(device or "cpu"))
@@ -75,6 +76,13 @@ def load(network, checkpoint=None, data_config=None, device=None, fast=False, **
     if fast:
         tagger.model = accelerate(tagger.model)
     return tagger
+
+
+def _absolute(name_or_path):
+    """A path that holds in another folder, too; names and None as they are."""
+    if name_or_path is None or not Path(name_or_path).exists():
+        return name_or_path
+    return str(Path(name_or_path).absolute())
 
 
 def resolve(network, checkpoint=None, data_config=None):
@@ -118,8 +126,7 @@ def untrained(network, data_config, device=None, **options):
     device = usable_device(device)
     model, _ = build_network(network, config, **options)
     tagger = Tagger(model, config, device)
-    if options:
-        _try(tagger, network, options)
+    _try(tagger, network, options)
     return tagger
 
 
@@ -143,19 +150,23 @@ def usable_device(device):
 
 @torch.inference_mode()
 def _try(tagger, network, options):
-    """Run a network on one jet, because some options fail only then, such as a backend for GPUs."""
-    inputs = [torch.ones(shape) for shape in shapes(tagger.data_config, length=2).values()]
+    """Run a network on two jets, whose inputs it may not take, or not with its options."""
+    groups = shapes(tagger.data_config)
+    inputs = [torch.ones(2, *shape[1:]) for shape in groups.values()]
     try:
         out = tagger.model(*(x.to(tagger.device) for x in inputs))
-    except Exception as error:
+    except Exception as error:  # whatever the code of a user raises
         given = ", ".join(f"{key} {value!r}" for key, value in options.items())
+        given = f"the option {given}" if given else f"the inputs {', '.join(groups)}"
         raise UserError(
-            f"{Path(network).stem} cannot run on {tagger.device} with the option {given}: "
-            f"{reason(error)}."
+            f"{Path(network).stem} cannot run on {tagger.device} with {given}: {reason(error)}."
         ) from error
     scores = out if tagger.appended is None else out[0]
-    if tuple(scores.shape) != (1, len(tagger.classes)):
-        raise UserError(f"{Path(network).stem} gives no score for each class.")
+    if tuple(scores.shape) != (2, len(tagger.classes)):
+        raise UserError(
+            f"{Path(network).stem} gives {tuple(scores.shape)} for two jets, "
+            f"not the {len(tagger.classes)} outputs per jet that the data config asks for."
+        )
 
 
 class Tagger:
@@ -190,8 +201,15 @@ class Tagger:
         self.classes = outputs(data_config)
         self.is_regression = is_regression(data_config)
         self.appended = getattr(model, "appended", None)
+        self.loaded = None, None  # the network of `load`, and the arguments
         self._inputs = Inputs(data_config)
         self.branches, self.kinds = self._inputs.branches, self._inputs.kinds
+
+    @property
+    def arguments(self):
+        """Arguments of :func:`load` that make this tagger again, tuple; else None."""
+        model, arguments = self.loaded
+        return arguments if model is self.model else None
 
     def inputs(self, jets):
         """Build the inputs of the network with weaver's own preprocessing.
@@ -264,7 +282,6 @@ class Tagger:
             raise UserError("The network gives no embedding: load it with the option embedding.")
         return self.outputs(jets, batch_size, progress)[:, len(self.classes) :]
 
-    @torch.inference_mode()
     def outputs(self, jets, batch_size=512, progress=None):
         """All that the network gives: what :meth:`predict` gives, followed by any embedding.
 
@@ -275,105 +292,54 @@ class Tagger:
         ndarray, float32, (num_jets, num_classes + embed_dim)
         """
         columns = self.columns(jets)
+        size = max(batch_size, tables.CHUNK)
+        found = [
+            self.answer(*self.prepare(columns[start : start + size]), batch_size, progress)
+            for start in range(0, max(len(columns), 1), size)
+        ]
+        return np.concatenate(found)
+
+    def prepare(self, jets):
+        """What comes before the network, for as many jets as fit into the memory.
+
+        Parameters
+        ----------
+        jets : ak.Array of records, (num_jets,)
+            As for :meth:`inputs`.
+
+        Returns
+        -------
+        good : ndarray of bool, (num_jets,)
+            Whether all numbers of a jet are finite.
+        inputs : tuple of ndarray, float32, (good.sum(), num_variables, length)
+            Of the good jets; none if there are none.
+        """
+        columns = self.columns(jets)
         good = finite(columns)
+        if not good.any():
+            return good, ()
+        # weaver would warn of each branch with a NaN, and make a number of it.
+        columns = columns if good.all() else columns[good]
+        return good, tuple(self._inputs.build(columns).values())
+
+    @torch.inference_mode()
+    def answer(self, good, inputs, batch_size=512, progress=None):
+        """What the network gives, from what :meth:`prepare` gave; else as :meth:`outputs`."""
         width = len(self.classes) + (self.appended or 0)
-        found = np.full((len(columns), width), np.nan, np.float32)
-        for start in range(0, len(columns), batch_size):
-            # weaver would warn of each branch with a NaN, and make a number of it.
-            rows = start + np.flatnonzero(good[start : start + batch_size])
-            if len(rows):
-                inputs = self.inputs(columns[rows]).values()
-                out = self.model(*(torch.from_numpy(x).to(self.device) for x in inputs))
-                logits, *embedding = [out] if self.appended is None else out
-                parts = [self.scores(logits), *embedding]
-                found[rows] = np.hstack([x.float().numpy(force=True) for x in parts])
+        found = np.full((len(good), width), np.nan, np.float32)
+        rows = np.flatnonzero(good)
+        for start in range(0, len(rows), batch_size):
+            batch = slice(start, start + batch_size)
+            out = self.model(*(torch.from_numpy(x[batch]).to(self.device) for x in inputs))
+            logits, *embedding = [out] if self.appended is None else out
+            parts = [self.scores(logits), *embedding]
+            found[rows[batch]] = np.hstack([x.float().numpy(force=True) for x in parts])
             if progress is not None:
-                progress.update(len(columns[start : start + batch_size]))
+                progress.update(len(rows[batch]))
+        if progress is not None:
+            progress.update(len(good) - len(rows))
         return found
 
     def scores(self, logits):
         """What the network gives, (B, num_classes), to probabilities, or to targets as they are."""
         return logits.float() if self.is_regression else logits.float().softmax(1)
-
-
-class Predicted(NamedTuple):
-    """What :func:`predict_files` has done.
-
-    Attributes
-    ----------
-    num_jets : int
-    num_bad : int
-        Jets whose scores are NaN, because some of their values are NaN or infinite.
-    has_labels : bool
-        False if the files lack the branches of the labels, so that only scores were written.
-    """
-
-    num_jets: int
-    num_bad: int
-    has_labels: bool
-
-
-def predict_files(tagger, files, output, batch_size=512):
-    """Tag the jets of files and write the scores as weaver does.
-
-    Truth labels, and those observers of the data config that all files have, are written too; so is
-    the ``embedding`` of a network that gives one.
-
-    Parameters
-    ----------
-    tagger : Tagger
-    files : sequence of str or Path
-        ROOT or parquet files with the branches of the data config.
-    output : str or Path
-        ``.root`` or ``.parquet``; appears when complete.
-    batch_size : int
-
-    Returns
-    -------
-    Predicted
-
-    Raises
-    ------
-    UserError
-        If a file cannot be read or misses branches, or the output cannot be written, before
-        anything is computed; or if branches do not hold what the data config takes, or labels are
-        none of its classes. The message names file and branch.
-    """
-    output = tables.check_output(tables.check_format(output), files)
-    config = tagger.data_config
-    total, common = 0, None
-    for path in files:
-        branches, entries = tables.describe(path, config.treename)
-        missing = sorted(tagger.branches - set(branches))
-        if missing:
-            raise UserError(f"{path} has no branch {', '.join(missing)}.")
-        total += entries
-        common = set(branches) if common is None else common & set(branches)
-    if total == 0:
-        raise UserError("There are no jets to tag in the files.")
-    tables.writable_folder(output.parent)
-
-    label_branches = dependencies(config, config.label_names)[0]
-    has_labels = label_branches <= common
-    extra = [x for x in config.observer_names if dependencies(config, [x])[0] <= common]
-    branches, new_variables = dependencies(config, extra)
-    wanted = tagger.branches | branches | (label_branches if has_labels else set())
-    found, labels, columns = [], [], {name: [] for name in extra}
-    with tqdm(total=total, unit="jet", desc="predict") as progress:
-        for path in files:
-            jets = tables.read(path, wanted, config.treename)
-            with tables.about(path):
-                if has_labels:
-                    labels.append(true_labels(tagger, jets))
-                found.append(tagger.outputs(jets, batch_size, progress))
-                jets = add_variables(jets[sorted(branches)], new_variables) if extra else jets
-            for name in extra:
-                columns[name].append(jets[name])
-    scores, embedding = np.split(np.concatenate(found), [len(tagger.classes)], axis=1)
-    labels = np.concatenate(labels) if has_labels else None
-    columns = {name: ak.concatenate(chunks) for name, chunks in columns.items()}
-    if tagger.appended is not None:
-        columns["embedding"] = ak.from_numpy(embedding)
-    write = write_targets if tagger.is_regression else write_predictions
-    write(output, tagger.classes, scores, labels, columns)
-    return Predicted(total, int(np.isnan(scores).any(axis=1).sum()), has_labels)

@@ -18,6 +18,8 @@ class Backend:
     summary : str
     bias, dropout, cpu_gradients : bool
         Whether it takes a pair bias and dropout, and has gradients on a CPU.
+    timed : bool
+        Whether "auto" times it on a GPU and takes it where it is the fastest.
     devices, dtypes : tuple of str
     package, install : str
         What it imports beyond PyTorch, and how that is installed.
@@ -30,6 +32,7 @@ class Backend:
     bias: bool = True
     dropout: bool = True
     cpu_gradients: bool = True
+    timed: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
     dtypes: tuple[str, ...] = ("float32", "float64", *HALF)
     package: str = ""
@@ -48,7 +51,7 @@ BACKENDS = {
     "reference": Backend(
         "jetzoo.attention.reference:reference", "written out; the others are checked against it"
     ),
-    "sdpa": Backend("jetzoo.attention.dispatch:sdpa", "PyTorch's fused attention"),
+    "sdpa": Backend("jetzoo.attention.dispatch:sdpa", "PyTorch's fused attention", timed=True),
     "jagged": Backend(
         "jetzoo.attention.jagged:jagged",
         "this project's kernel for CPUs, jet by jet",
@@ -64,6 +67,7 @@ BACKENDS = {
     "triton": Backend(
         "jetzoo.attention.triton_kernel:triton_attention",
         "this project's kernel for GPUs",
+        timed=True,
         dtypes=("float32", *HALF),
         package="triton",
         install="pip install triton",
@@ -71,6 +75,7 @@ BACKENDS = {
     "flash_attn": Backend(
         "jetzoo.attention.flash:flash_attn",
         "the flash-attn package, without pair bias",
+        timed=True,
         bias=False,
         devices=("cuda",),
         dtypes=HALF,

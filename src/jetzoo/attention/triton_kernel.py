@@ -227,8 +227,9 @@ def _arguments(q, k, bias, mask, dropout_p):
         "DROPOUT": dropout_p > 0,
         # TF32 would cost float32 three digits.
         "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
-        "BLOCK_M": 16 if length <= 16 else 64,
-        "BLOCK_N": 64,
+        # Larger blocks spill registers in the backward pass, see benchmarks/kernels.py.
+        "BLOCK_M": 16 if length <= 16 else 32 if q.dtype == torch.float32 else 64,
+        "BLOCK_N": 32,
         "BLOCK_D": max(16, triton.next_power_of_2(dim)),
     }
 

@@ -61,7 +61,11 @@ def _parser():
     way.add_argument("--simulate", type=_count, metavar="N", help="simulate N jets")
     way.add_argument("--convert", nargs="+", metavar="SRC", help="convert the original release")
     add("--seed", type=int, help="seed of --simulate (default: 1)")
+    where = parser.add_mutually_exclusive_group()
+    add = where.add_argument
     add("-j", "--jobs", type=_count, help="processes of --simulate (default: 1)")
+    add("--workers", type=_count, metavar="N", help="as -j, and those that end are replaced")
+    add("--dask", metavar="ADDRESS", help="a cluster of dask.distributed that simulates")
     return parser
 
 
@@ -73,8 +77,9 @@ def _count(text):
 
 def _check(args):
     """Raise a `UserError` where options do not go together."""
-    if args.simulate is None and not (args.seed is None and args.jobs is None):
-        raise UserError("--seed and --jobs belong to --simulate")
+    only = (args.seed, args.jobs, args.workers, args.dask)
+    if args.simulate is None and any(value is not None for value in only):
+        raise UserError("--seed, --jobs, --workers and --dask belong to --simulate")
     local = args.simulate is not None or args.sample or args.convert
     if local and (args.splits or args.mirror):
         raise UserError("--splits and --mirror belong to a download")
@@ -100,7 +105,8 @@ def _get(args):
 
         folder = args.dir / args.dataset
         seed = 1 if args.seed is None else args.seed
-        generate(args.dataset, args.simulate, folder, seed=seed, jobs=args.jobs or 1)
+        where = {"jobs": args.jobs or 1, "workers": args.workers, "dask": args.dask}
+        generate(args.dataset, args.simulate, folder, seed=seed, **where)
         return folder
     if args.convert:
         return convert(args.dataset, args.convert, args.dir)

@@ -4,25 +4,16 @@ The plan of a release maps its files to a list of (name of a parquet file, sourc
 tables as of `jetzoo.schema.jets_table`).
 """
 
-import io
-import pickle
 import re
 import sys
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 from jetzoo import UserError
 from jetzoo.datasets.transfer import bar
+from jetzoo.hdf5 import plain_pickles
 
 BLOCK_JETS = 20_000
 LARGEST = 1e30  # GeV; sums of more are infinite in float32
-# What pickles of numbers and strings name besides Python's own types.
-PLAIN_GLOBALS = {
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("_codecs", "encode"),
-}
 
 
 def plan_quarkgluon(sources):
@@ -86,7 +77,7 @@ def _quarkgluon_tables(path, start, stop):
 
 
 def _toplandscape_tables(path):
-    with _reading(path), _plain_pickles():
+    with _reading(path), plain_pickles():
         import pandas as pd
 
         with (
@@ -174,32 +165,3 @@ def _reading(path):
     except Exception as error:
         text = str(error).strip().rpartition("\n")[2] or type(error).__name__
         raise UserError(f"cannot convert {path} ({text})") from error
-
-
-@contextmanager
-def _plain_pickles():
-    """PyTables unpickles attributes of a file; here only what cannot run code."""
-    import tables.atom
-    import tables.attributeset
-
-    modules = (tables.atom, tables.attributeset)
-    plain = SimpleNamespace(**vars(pickle) | {"loads": _load_plain})
-    before = [module.pickle for module in modules]
-    for module in modules:
-        module.pickle = plain
-    try:
-        yield
-    finally:
-        for module, original in zip(modules, before, strict=True):
-            module.pickle = original
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module, name):
-        if (module, name) in PLAIN_GLOBALS:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is not a plain value")
-
-
-def _load_plain(data, **options):
-    return _PlainUnpickler(io.BytesIO(data), **options).load()

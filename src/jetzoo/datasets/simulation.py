@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from jetzoo import UserError, repository
+from jetzoo import UserError, cluster, repository
 from jetzoo.datasets.catalogue import CATALOGUE
 from jetzoo.datasets.folder import at_work, finish, publish, refuse_jets
 from jetzoo.schema import write_parquet, write_root
@@ -32,7 +32,7 @@ BITS = dict.fromkeys(("part_px", "part_py", "part_pz", "part_energy"), 20) | dic
 )
 
 
-def generate(dataset, num_jets, directory, *, seed=1, jobs=1):
+def generate(dataset, num_jets, directory, *, seed=1, jobs=1, workers=None, dask=None):
     """Simulate jets and write them as shuffled training, validation and test files.
 
     The classes have equal shares of every split, and of every file unless they have files of their
@@ -57,6 +57,10 @@ def generate(dataset, num_jets, directory, *, seed=1, jobs=1):
         Seed of everything random, not negative.
     jobs : int
         Number of processes.
+    workers, dask : int, str, optional
+        Instead of ``jobs``: processes of a cluster on this machine, which replaces those that end,
+        or the address of the scheduler of a cluster, see :mod:`jetzoo.cluster`. Its workers find
+        `directory` under the same path.
 
     Returns
     -------
@@ -68,7 +72,7 @@ def generate(dataset, num_jets, directory, *, seed=1, jobs=1):
     UserError
         There is no generator of this data set or it is not installed, there are too few or too
         many jets, the seed is negative, `directory` already holds jets of another run, another run
-        works there, or the disk is full.
+        works there, the disk is full, or workers end again and again.
     """
     module = _generator(dataset)
     classes = sorted(module.CLASSES)
@@ -84,7 +88,7 @@ def generate(dataset, num_jets, directory, *, seed=1, jobs=1):
         done = finish(partial, directory)
         if done is None:
             refuse_jets(directory)
-            names = _make_files(module, num_jets, seed, jobs, partial)
+            names = _make_files(module, num_jets, seed, partial.absolute(), (jobs, workers, dask))
             publish(partial, directory, names)
         else:
             names = done["names"]
@@ -104,7 +108,7 @@ def _generator(dataset):
         raise UserError(f"the simulation needs {error.name}: pip install {package}") from error
 
 
-def _make_files(module, num_jets, seed, jobs, folder):
+def _make_files(module, num_jets, seed, folder, processes):
     """Simulate what is missing, write the files into `folder`, and return their names."""
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -121,7 +125,11 @@ def _make_files(module, num_jets, seed, jobs, folder):
         (module.__name__, label, size, int(pythia_seed), _chunk_path(folder, label, start))
         for (label, start, size), pythia_seed in zip(chunks, pythia_seeds, strict=True)
     ]
-    _simulate([task for task in tasks if not _is_whole(task[-1], task[2])], num_jets, jobs)
+    tasks = [task for task in tasks if not _is_whole(task[-1], task[2])]
+    done = num_jets - sum(size for _, _, size, _, _ in tasks)
+    with tqdm(total=num_jets, initial=done, unit=" jets", desc="simulate") as bar:
+        for number in _simulate(tasks, *processes):
+            bar.update(number)
 
     names = []
     for name, shard in _files(module.PATHS, counts):
@@ -136,19 +144,19 @@ def _make_files(module, num_jets, seed, jobs, folder):
     return names
 
 
-def _simulate(tasks, num_jets, jobs):
-    """Simulate what is missing of `num_jets` jets."""
-    done = num_jets - sum(size for _, _, size, _, _ in tasks)
-    with (
-        tqdm(total=num_jets, initial=done, unit=" jets", desc="simulate") as bar,
-        ProcessPoolExecutor(
-            max(1, min(jobs, len(tasks))), get_context("spawn"), _start_worker
-        ) as pool,
-    ):
+def _simulate(tasks, jobs, workers, dask):
+    """Simulate chunks; the numbers of their jets, as they are finished."""
+    if not tasks:
+        return
+    if workers or dask:
+        with cluster.connect(min(workers or 1, len(tasks)), dask) as client:
+            yield from cluster.run(client, _simulate_silently, tasks)
+        return
+    with ProcessPoolExecutor(min(jobs, len(tasks)), get_context("spawn"), _start_worker) as pool:
         futures = [pool.submit(_simulate_chunk, *task) for task in tasks]
         try:
             for future in as_completed(futures):
-                bar.update(future.result())
+                yield future.result()
         except (BrokenProcessPool, MemoryError) as error:
             raise UserError(
                 "a process of the simulation ended, perhaps for lack of memory: what is finished "
@@ -164,13 +172,23 @@ def _start_worker():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A worker must not outlive a parent that was killed.
     Thread(target=_exit_with_parent, daemon=True).start()
-    # FastJet greets on stdout from C++.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    _silence()
+
+
+def _silence():
+    """FastJet greets on stdout from C++."""
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 1)
 
 
 def _exit_with_parent():
     parent_process().join()
     os._exit(1)
+
+
+def _simulate_silently(*task):
+    _silence()
+    return _simulate_chunk(*task)
 
 
 def _simulate_chunk(module, label, num_jets, seed, path):

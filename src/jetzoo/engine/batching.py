@@ -75,12 +75,13 @@ class MicroBatches(nn.Module):
         return torch.empty_like(logits).index_copy_(0, jets, logits)
 
 
-class OneBatch(nn.Module):
-    """A network of :class:`MicroBatches` on one padded batch, as a traced graph has it.
+class WholeBatch(nn.Module):
+    """Hands all jets on together, with no more padding than there must be.
 
     Parameters
     ----------
     network : nn.Module
+        As for :class:`MicroBatches`, but real particles need not stand first.
     """
 
     def __init__(self, network):
@@ -88,7 +89,15 @@ class OneBatch(nn.Module):
         self.network = network
 
     def forward(self, points, features, lorentz_vectors, mask, *pairs):
-        """(B, 2, N), (B, C, N), (B, 4, N) and (B, 1, N) to (B, num_classes)."""
+        """As :meth:`MicroBatches.forward`."""
+        if not torch.jit.is_tracing():
+            check_inputs(points, features, lorentz_vectors, mask)
+            real = mask.ne(0).flatten(0, 1).any(0).nonzero()  # columns
+            end = int(real[-1]) + 1 if len(real) else 1
+            points, features, lorentz_vectors, mask = (
+                x[:, :, :end] for x in (points, features, lorentz_vectors, mask)
+            )
+            pairs = [x[:, :, :end, :end] for x in pairs]
         return self.network(points, features, lorentz_vectors, mask[:, 0].bool(), *pairs)
 
 

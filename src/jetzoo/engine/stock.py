@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..nn.packing import Padded, pack
-from .batching import MicroBatches
+from .batching import MicroBatches, WholeBatch
 from .folding import fold
 from .forms import CollectionsForm, Form
 from .layers import fold_convolutions
@@ -124,13 +124,12 @@ FORMS = {
 
 
 def part_core(part, dtype):
-    """The folded form of weaver's ``ParticleTransformer``, or with dtype None its twin."""
+    """The folded form of weaver's ``ParticleTransformer``; with dtype None one to look into."""
     try:
         twin = part_twin(part)
     except Unsupported:
-        if dtype is None:
-            raise
-        return MicroBatches(VariantTransformer(part, dtype)).eval()
+        whole = WholeBatch if dtype is None else MicroBatches
+        return whole(VariantTransformer(part, dtype or torch.float32)).eval()
     return twin if dtype is None else fold(twin, dtype)
 
 
@@ -201,6 +200,11 @@ def find(network):
     return found
 
 
+def is_weavers(module):
+    """Whether a module is one of weaver's own networks."""
+    return _key(module) is not None
+
+
 def _key(module):
     """Names of the file and of the class that a module has of weaver's networks, or None."""
     for cls in type(module).__mro__:
@@ -219,8 +223,8 @@ def rewrite(frozen, dtype=torch.float32):
     frozen : nn.Module
         See :func:`jetzoo.engine.folding.freeze`; left as it is.
     dtype : torch.dtype or None
-        Of the matrix products. None: what stands for them is not folded, so that it can be looked
-        into and exported.
+        Of the matrix products. None: all jets of a batch are computed together, by modules of this
+        project that can be looked into and exported.
 
     Returns
     -------

@@ -151,6 +151,53 @@ class VariantPairEmbed(nn.Module):
         return bias.float().t()
 
 
+# Kinds of layers for `jetzoo profile`.
+PARTICLE_KINDS = {"": "feed-forward"} | dict.fromkeys(
+    ("attn", "normalise", "query", "key_value", "norms", "gate", "out_proj", "after", "rescale"),
+    "attention",
+)
+
+
+class VariantAttention(nn.Module):
+    """Attention of projected queries, keys and values.
+
+    Parameters
+    ----------
+    num_heads, head_dim : int
+    has_token : bool
+        Whether the first of the particles is a class token.
+    """
+
+    mixes_particles = True
+
+    def __init__(self, num_heads, head_dim, has_token=False):
+        super().__init__()
+        self.num_heads, self.head_dim, self.has_token = num_heads, head_dim, has_token
+
+    def heads(self, x):
+        """(b, n, D) to (b, H, n, d)."""
+        return self.split(x).transpose(1, 2)
+
+    def split(self, x):
+        """(b, n, D) to (b, n, H, d)."""
+        return x.unflatten(-1, (self.num_heads, -1))
+
+    def attend(self, q, k, v, bias, mask):
+        """Attention of (b, n, D) queries to (b, m, D) keys and values: (b, n, D).
+
+        Parameters
+        ----------
+        q, k, v : Tensor
+        bias : Tensor, (b, H, n, m), or None
+            It has ``NO_KEY`` where ``mask`` is False.
+        mask : Tensor of bool, (b, m)
+        """
+        if bias is None:
+            bias = q.new_zeros(mask.shape).masked_fill_(~mask, NO_KEY)[:, None, None]
+        q, k, v = (self.split(x) for x in (q * self.head_dim**-0.5, k, v))
+        return attend(q, k, v, bias.transpose(0, 1)).flatten(2)
+
+
 class VariantBlock(nn.Module):
     """weaver's ``Block``: of particles, or of the class token that looks at them.
 
@@ -160,23 +207,24 @@ class VariantBlock(nn.Module):
     dtype : torch.dtype
     of_class : bool
         Whether the queries are class tokens, which are not normalised.
+    has_token : bool
+        Whether the first of the particles is a class token.
     """
 
-    def __init__(self, block, dtype, of_class=False):
+    def __init__(self, block, dtype, of_class=False, has_token=False):
         super().__init__()
         attn = block.attn
-        self.num_heads, self.dim = block.num_heads, block.embed_dim
+        self.attn = VariantAttention(block.num_heads, block.head_dim, has_token)
+        self.layer_kinds = {"": "class attention"} if of_class else PARTICLE_KINDS
+        dim = block.embed_dim
         self.normalise = Standardised(block.pre_attn_norm)
         query_norm = nn.Identity() if of_class else block.pre_attn_norm
         self.of_class = of_class
-        dim, scale = self.dim, block.head_dim**-0.5
         weight, bias = attn.in_proj.weight, attn.in_proj.bias
         b_query, b_rest = (None, None) if bias is None else bias.split((dim, 2 * dim))
         w_query, b_query = fold_any(query_norm, weight[:dim], b_query)
         self.key_value = Dense(*fold_any(block.pre_attn_norm, weight[dim:], b_rest), dtype)
-        self.q_norm, self.k_norm, self.scale = attn.q_norm, attn.k_norm, scale
-        if not hasattr(attn.q_norm, "weight"):
-            w_query, b_query, self.scale = scale * w_query, scale * b_query, None
+        self.norms = nn.ModuleList((attn.q_norm, attn.k_norm))
         self.query = Dense(w_query, b_query, dtype)
         self.gate = None
         if hasattr(attn, "gate_proj"):
@@ -227,7 +275,7 @@ class VariantBlock(nn.Module):
         resid = block.w_resid
         self.register_buffer("w_resid", None if resid is None else resid.detach())
 
-    def forward(self, x, keys, bias):
+    def forward(self, x, keys, bias, mask):
         """Particles or class tokens (b, n, D), and what they look at, to the same.
 
         Parameters
@@ -235,21 +283,21 @@ class VariantBlock(nn.Module):
         x : Tensor, (b, n, D)
         keys : Tensor, (b, m, D)
             ``x`` itself, or the class token and the particles.
-        bias : Tensor, (H, b, n, m)
-            Or what broadcasts to it.
+        bias, mask
+            See :meth:`VariantAttention.attend`.
         """
         normalised = self.normalise(keys)
         queries = x if self.of_class else normalised
-        q, k, v = (
-            part.float().unflatten(-1, (self.num_heads, -1))
-            for part in (self.query(queries), *self.key_value(normalised).chunk(2, -1))
+        q, k, v = self.query(queries), *self.key_value(normalised).chunk(2, -1)
+        q, k = (
+            norm(self.attn.split(x.float())).flatten(2)
+            for norm, x in zip(self.norms, (q, k), strict=True)
         )
-        q, k = self.q_norm(q), self.k_norm(k)
-        out = attend(q if self.scale is None else q * self.scale, k, v, bias)  # (b, n, H, d)
+        out = self.attn.attend(q, k, v.float(), bias, mask)
         if self.gate is not None:
-            gate = self.gate(queries).float().sigmoid()
-            out = out * gate.unflatten(-1, (self.num_heads, -1))
-        out = self.after(self.out_proj(out.flatten(2)).float())
+            gate = self.attn.split(self.gate(queries).float().sigmoid())  # (b, n, H, 1) or of d
+            out = (self.attn.split(out) * gate).flatten(2)
+        out = self.after(self.out_proj(out).float())
         x = x + (out if self.rescale is None else self.rescale(out))
         hidden = self.fc1(self.before_fc(x))
         if self.gated:
@@ -277,6 +325,8 @@ class VariantTransformer(nn.Module):
         Of the matrix products.
     """
 
+    layer_kinds = {"embed": "embedding", "pair_embed": "pair embedding", "head": "head"}
+
     def __init__(self, part, dtype):
         super().__init__()
         require(not part.for_segmentation, "for_segmentation")
@@ -286,7 +336,9 @@ class VariantTransformer(nn.Module):
             self.embed = folded_embed(part.embed, dtype)
         self.pair_embed = folded_pair_embed(part.pair_embed, dtype)
         self.with_bias = list(part.block_ids_with_attn_mask)
-        self.blocks = nn.ModuleList(VariantBlock(block, dtype) for block in part.blocks)
+        self.blocks = nn.ModuleList(
+            VariantBlock(block, dtype, has_token=part.include_global_token) for block in part.blocks
+        )
         self.cls_blocks = nn.ModuleList(
             VariantBlock(block, dtype, of_class=True) for block in part.cls_blocks or ()
         )
@@ -298,6 +350,11 @@ class VariantTransformer(nn.Module):
             self.head.append(nn.Softmax(1))
         self.dtype = dtype
         self.tokens = TOKENS[part.norm.weight.device.type]
+
+    def stages(self):
+        """List the modules that jets go through one after the other, up to the last class token."""
+        pair_embed = [] if self.pair_embed is None else [self.pair_embed]
+        return [self.embed, *pair_embed, *self.blocks, *self.cls_blocks]
 
     def forward(self, points, features, lorentz_vectors, mask, uu=None):
         """(b, 2, n), (b, C, n), (b, 4, n) and a mask of bool, (b, n), to (b, num_classes).
@@ -321,24 +378,23 @@ class VariantTransformer(nn.Module):
             x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
             padding = nn.functional.pad(padding, (1, 0))
             bias = None if bias is None else nn.functional.pad(bias, (1, 0, 1, 0))
-        no_key = x.new_zeros(padding.shape).masked_fill_(padding, NO_KEY)[None, :, None]
-        biases = self.biases(bias, padding, no_key)
-        for block, its_bias in zip(self.blocks, biases, strict=True):
-            x = block(x, x, its_bias)
-        return finish(self.head(self.aggregate(x, padding, no_key)), finite)
+        for block, its_bias in zip(self.blocks, self.biases(bias, padding), strict=True):
+            x = block(x, x, its_bias, ~padding)
+        return finish(self.head(self.aggregate(x, padding)), finite)
 
-    def biases(self, bias, padding, no_key):
-        """What the blocks add to the scores of attention, one after the other."""
+    def biases(self, bias, padding):
+        """What the blocks add to the scores of attention, one after the other, (b, H, n, n)."""
         masked = None if bias is None else bias.masked_fill(padding[:, None], NO_KEY)
         for block, with_bias in zip(self.blocks, self.with_bias, strict=True):
             if bias is None or not with_bias:
-                yield no_key
+                yield None
             elif block.mask_scale is None:
-                yield masked
+                yield masked.transpose(0, 1)
             else:
-                yield (bias * block.mask_scale).masked_fill_(padding[:, None], NO_KEY)
+                scaled = bias * block.mask_scale
+                yield scaled.masked_fill_(padding[:, None], NO_KEY).transpose(0, 1)
 
-    def aggregate(self, x, padding, no_key):
+    def aggregate(self, x, padding):
         """Tokens (b, n, D) to what describes the jet, (b, D)."""
         if self.global_token:
             return x[:, 0]
@@ -346,9 +402,9 @@ class VariantTransformer(nn.Module):
             count = (~padding).sum(1, keepdim=True).clamp(min=1)
             return x.masked_fill(padding.unsqueeze(2), 0).sum(1) / count
         cls = self.cls_token.expand(x.shape[0], -1, -1)
-        no_key = nn.functional.pad(no_key, (1, 0))
+        mask = nn.functional.pad(~padding, (1, 0), value=True)
         for block in self.cls_blocks:
-            cls = block(cls, torch.cat((cls, x), dim=1), no_key)
+            cls = block(cls, torch.cat((cls, x), dim=1), None, mask)
         return cls[:, 0]
 
 

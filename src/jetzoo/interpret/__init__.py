@@ -16,6 +16,7 @@ from .ablation import Ablation, ablate, ablations, smallest_k
 from .circuit_report import CircuitReport, circuit
 from .explore import explore
 from .probe_report import ProbeReport, probe
+from .prune_report import PruneReport, prune
 from .recorder import Record, record, replaced
 from .report import AttentionReport, explain
 from .sample import Batch, batches, read_jets
@@ -26,6 +27,7 @@ __all__ = [
     "Batch",
     "CircuitReport",
     "ProbeReport",
+    "PruneReport",
     "Record",
     "AttentionReport",
     "Study",
@@ -40,6 +42,7 @@ __all__ = [
     "look",
     "measures",
     "probe",
+    "prune",
     "read_jets",
     "record",
     "replaced",

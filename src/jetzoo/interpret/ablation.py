@@ -123,7 +123,7 @@ def ablate(tagger, jets, *, batch_size=64):
             labels.append(part.labels)
             outputs = {}
             for change, found in zip(changes, scores, strict=True):
-                with known(core, change, outputs), replaced(tagger.model, change.weights):
+                with skipping(core, change, outputs), replaced(tagger.model, change.weights):
                     logits = tagger.model(*part.inputs)
                 found.append(logits.float().softmax(1).cpu().numpy())
                 bar.update(len(part))
@@ -134,7 +134,7 @@ def ablate(tagger, jets, *, batch_size=64):
     ]
 
 
-def known(core, change, outputs):
+def skipping(core, change, outputs):
     """Context in which what comes before a change is not computed again.
 
     Parameters
@@ -148,7 +148,7 @@ def known(core, change, outputs):
     """
     stages = core.stages()
     if change.what == "none":
-        return _remembered(stages, outputs)
+        return remembered(stages, outputs)
     blocks = core.blocks if change.kind == "particle" else core.cls_blocks
     before = stages[: stages.index(blocks[change.layer or 0])]
     forwards = {m: lambda *args, output=outputs[m]: output for m in before}
@@ -156,7 +156,9 @@ def known(core, change, outputs):
 
 
 @contextmanager
-def _remembered(stages, outputs):
+def remembered(stages, outputs):
+    """While open, the outputs of some modules are put into a dict."""
+
     def remember(module, args, output):
         outputs[module] = output
 

@@ -18,9 +18,10 @@ from .interventions import nodes
 from .recorder import transformer
 from .report import finite_jets
 from .sample import read_jets
+from .studies import with_counterpart
 from .subjets import has_fastjet
 
-JETS = 300
+JETS = 1000
 WEAK = 0.1  # of the strongest path; weaker ones do not make a head a relay
 
 
@@ -33,9 +34,10 @@ def roles(found):
 
     Returns
     -------
-    dict of Node to {"source", "relay", "readout"}
+    dict of Node to {"source", "relay", "readout", "not patched"}
         A readout acts on the end of the network more than on other heads; a source acts on other
-        heads, and none of the circuit acts on it; a relay does both.
+        heads, and none of the circuit acts on it; a relay does both. Of large circuits, the heads
+        of small effect are not patched.
     """
     direct, sent, received = (dict.fromkeys(found.heads, 0.0) for _ in range(3))
     for edge in found.edges:
@@ -47,7 +49,11 @@ def roles(found):
             received[receiver] = max(received[receiver], size)
     strongest = max([*sent.values(), *direct.values()], default=0)
 
+    patched = {edge["sender"] for edge in found.edges}
+
     def role(head):
+        if head not in patched:
+            return "not patched"
         if direct[head] >= sent[head] and direct[head] > 0:
             return "readout"
         return "relay" if received[head] > WEAK * strongest else "source"
@@ -119,6 +125,8 @@ class CircuitReport:
             "circuit": [head.name for head in self.found.heads],
             "roles": {head.name: role for head, role in roles(self.found).items()},
             "circuit_auc": self.found.circuit_auc,
+            "num_ablated": self.found.num_ablated,
+            "num_patched": self.found.num_patched,
             "effects": self.effect_rows(),
             "paths": self.path_rows(),
         }
@@ -135,7 +143,9 @@ class CircuitReport:
         found, num = self.found, sum(e["node"].what == "head" for e in self.found.effects) // 3
         return (
             f"{len(found.heads)} of {num} heads keep {100 * KEPT:.0f}% of the AUC over 1/2: "
-            f"{found.circuit_auc:.4f} of {found.auc:.4f}, on {self.about['num_jets']:,} jets."
+            f"{found.circuit_auc:.4f} of {found.auc:.4f}, on {self.about['num_jets']:,} jets. "
+            f"Parts were ablated on {found.num_ablated:,} of them and paths patched on "
+            f"{found.num_patched:,}; errors are standard errors over these jets."
         )
 
     def lines(self):
@@ -146,8 +156,9 @@ class CircuitReport:
             (
                 head.name,
                 role[head],
-                f"{-means[head]['auc_change']:.4f}",
-                f"{means[head]['log_odds_change']:.3f}",
+                f"{-means[head]['auc_change']:.4f} ± {means[head]['auc_change_error']:.4f}",
+                f"{means[head]['log_odds_change']:.3f} ± "
+                f"{means[head]['log_odds_change_error']:.3f}",
             )
             for head in self.found.heads
         ]
@@ -176,7 +187,8 @@ def circuit(tagger, network, files, *, jets=None, batch_size=64, **options):
     files : sequence of str or Path
         Jets with the branches of the data config, and labels.
     jets : int or sequence of int, optional
-        The first so many jets, or the indices of some. By default 300, at equal distances.
+        The first so many jets, or the indices of some. By default 1,000, at equal distances. Parts
+        are ablated on at most 1,000 of them, and paths patched on at most 300.
     batch_size : int
     **options
         Of the network; not used, as the tagger has them.
@@ -191,6 +203,7 @@ def circuit(tagger, network, files, *, jets=None, batch_size=64, **options):
         If no head of the particle attention can be changed, FastJet is missing, or the jets have no
         labels or are of one class.
     """
+    tagger = with_counterpart(tagger)
     core = transformer(tagger.model)
     if core is None or not any(
         n.what == "head" and n.kind == "particle" for n in nodes(tagger.model)

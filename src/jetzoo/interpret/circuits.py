@@ -5,6 +5,7 @@ exponentials of the others, which for two classes is the difference of the logit
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,15 +13,18 @@ from tqdm import tqdm
 
 from jetzoo.metrics.numbers import evaluate
 
-from .ablation import Ablation, known
 from .corruptions import CORRUPTIONS
-from .interventions import Means, edited, nodes, remembering, replacing, resampled, zeros
+from .errors import auc_error, mean_error, ratio_error
+from .explorer import spread
+from .interventions import Means, nodes, resampled, zeros
 from .recorder import transformer
+from .replay import Replay
 from .sample import batch as one_batch
 
 MODES = ("zero", "mean", "resample")
 KEPT = 0.95  # of AUC - 1/2, by the heads of a circuit
-MOST_HEADS = 8  # between which paths are patched
+MOST_HEADS = 12  # between which paths are patched
+ABLATED, PATCHED = 1000, 300  # jets of the ablations and the search, and of the paths
 
 
 @dataclass
@@ -33,7 +37,9 @@ class Circuit:
         Of the network.
     effects : list of dict
         Of each ``node`` and ``mode`` of ablation: ``auc_change``; ``log_odds_change``, the mean
-        over jets; ``size``, the mean of its absolute value.
+        over jets; ``size``, the mean of its absolute value. The first two with their standard
+        errors ``auc_change_error`` and ``log_odds_change_error``, of the same jets with and
+        without.
     heads : list of Node
         The smallest set that was found of heads that keep 95% of the AUC over 1/2 when all others
         have their mean values; the largest effect first.
@@ -41,7 +47,10 @@ class Circuit:
         Of the network with these heads.
     edges : list of dict
         ``corruption``, ``sender``, ``receiver`` (None for all that follows but heads) and
-        ``effect``, the share of what corrupting the whole jet does to the log-odds.
+        ``effect``, the share of what corrupting the whole jet does to the log-odds, with its
+        standard error ``effect_error``.
+    num_ablated, num_patched : int
+        Jets of the effects and the search, and of the edges.
     """
 
     auc: float
@@ -49,10 +58,12 @@ class Circuit:
     heads: list
     circuit_auc: float
     edges: list
+    num_ablated: int
+    num_patched: int
 
 
 class Patching:
-    """A network, some jets, and their values.
+    """A network, some jets in batches, and their logits.
 
     Parameters
     ----------
@@ -63,32 +74,41 @@ class Patching:
     """
 
     def __init__(self, tagger, jets, batch_size=64):
-        self.tagger, self.model, self.core = tagger, tagger.model, transformer(tagger.model)
+        self.tagger, self.model = tagger, tagger.model
         self.jets, self.batch_size = jets, batch_size
         self.batches = self.cut(jets)
         self.labels = np.concatenate([b.labels for b in self.batches])
-        self.means = Means()
-        self.logits = []
-        for part in self.batches:
-            values = {}
-            self.logits.append(self.run(part, remembering(values)))
-            self.means.update(values, part.mask)
 
     def cut(self, jets):
         """Batches of so many jets as there are, in their order."""
         size = self.batch_size
         return [one_batch(self.tagger, jets[k : k + size]) for k in range(0, len(jets), size)]
 
-    @torch.inference_mode()
-    def run(self, part, edit, first=None, outputs=None):
-        """Logits (B, classes) of a batch with an edit.
+    @cached_property
+    def starts(self):
+        """A :class:`Replay` of each batch that remembers what is before the first block."""
+        return list(self.start())
 
-        What comes before the node ``first`` is taken from ``outputs``; without ``first``, it is put
-        there.
-        """
-        change = Ablation("none") if first is None else first
-        with known(self.core, change, {} if outputs is None else outputs), edited(self.model, edit):
-            return self.model(*part.inputs).double()
+    def start(self):
+        """Yield what ``starts`` lists."""
+        core = transformer(self.model)
+        stages = core.stages()
+        stages = stages[: stages.index(core.blocks[0])]
+        for part in tqdm(self.batches, desc="network", unit="batch"):
+            yield Replay(self.model, part, (), stages)
+
+    @property
+    def logits(self):
+        """Logits of each batch."""
+        return [start.logits for start in self.starts]
+
+    @cached_property
+    def means(self):
+        """Mean values at all places."""
+        means = Means()
+        for part in tqdm(self.batches, desc="means", unit="batch"):
+            means.update(Replay(self.model, part, stages=()).values, part.mask)
+        return means
 
     def log_odds(self, logits):
         """Of the true class, (num_jets,), from the logits of all batches."""
@@ -102,37 +122,38 @@ class Patching:
         scores = torch.cat(logits).softmax(1).cpu().numpy()
         return evaluate(self.labels, scores, self.tagger.classes)["auc"]
 
+    def effect(self, logits):
+        """Changes by an edit, see ``effects`` of :class:`Circuit`; logits of all batches."""
+        change = self.log_odds(logits) - self.log_odds(self.logits)
+        scores = [torch.cat(x).softmax(1).cpu().numpy() for x in (self.logits, logits)]
+        return {
+            "auc_change": self.auc(logits) - self.auc(self.logits),
+            "auc_change_error": auc_error(self.labels, *scores),
+            "log_odds_change": float(change.mean()),
+            "log_odds_change_error": mean_error(change),
+            "size": float(abs(change).mean()),
+        }
+
 
 def ablation_effects(patching, modes=MODES):
     """Ablate each node by itself; see ``effects`` of :class:`Circuit`."""
-    found, clean = [], patching.log_odds(patching.logits)
     todo = [(node, mode) for node in nodes(patching.model) for mode in modes]
     logits = {key: [] for key in todo}
-    with tqdm(total=len(todo) * len(patching.labels), unit="jet", desc="ablations") as bar:
+    with tqdm(total=len(patching.labels), unit="jet", desc="ablations") as bar:
         for part in patching.batches:
-            values, outputs = {}, {}
-            patching.run(part, remembering(values), outputs=outputs)
+            replay = Replay(patching.model, part)
             sources = {
                 "zero": zeros,
                 "mean": patching.means,
-                "resample": resampled(values, part.mask, patching.means),
+                "resample": resampled(replay.values, part.mask, patching.means),
             }
             for node, mode in todo:
-                edit = replacing([node], sources[mode])
-                logits[node, mode].append(patching.run(part, edit, node, outputs))
-                bar.update(len(part))
-    full = patching.auc(patching.logits)
-    for (node, mode), changed in logits.items():
-        found.append(
-            {
-                "node": node,
-                "mode": mode,
-                "auc_change": patching.auc(changed) - full,
-                "log_odds_change": float((patching.log_odds(changed) - clean).mean()),
-                "size": float(abs(patching.log_odds(changed) - clean).mean()),
-            }
-        )
-    return found
+                logits[node, mode].append(replay.run(node, sources[mode]))
+            bar.update(len(part))
+    return [
+        {"node": node, "mode": mode, **patching.effect(changed)}
+        for (node, mode), changed in logits.items()
+    ]
 
 
 def smallest_circuit(patching, effects, kept=KEPT):
@@ -161,12 +182,12 @@ def smallest_circuit(patching, effects, kept=KEPT):
     goal = 0.5 + kept * (patching.auc(patching.logits) - 0.5)
 
     def auc(heads):
-        edit = replacing([head for head in ranked if head not in heads], patching.means)
-        return patching.auc([patching.run(part, edit) for part in patching.batches])
+        gone = [head for head in ranked if head not in heads]
+        return patching.auc([start.without(gone, patching.means) for start in patching.starts])
 
     # Performance need not grow with each head; the number is halved as if it did.
     low, high = 0, len(ranked)
-    with tqdm(desc="circuit") as bar:
+    with tqdm(desc="circuit", unit="set") as bar:
         while low < high:
             middle = (low + high) // 2
             bar.update()
@@ -194,38 +215,36 @@ def path_effects(patching, heads, corruptions=tuple(CORRUPTIONS)):
     corruptions : sequence of str
         Names in :data:`jetzoo.interpret.corruptions.CORRUPTIONS`.
     """
-    model = patching.model
-    everything = [node for node in nodes(model) if node.what == "head"]
-    pairs = [(s, None) for s in heads]
-    pairs += [(s, r) for s in heads for r in heads if s.depth < r.depth]
+    later = {s: [r for r in heads if s.depth < r.depth] for s in heads}
     clean = patching.log_odds(patching.logits)
     edges = []
     for name in corruptions:
-        patched, whole = {pair: [] for pair in pairs}, []
+        patched, whole = {(s, r): [] for s in heads for r in (None, *later[s])}, []
         others = patching.cut(CORRUPTIONS[name](patching.tagger, patching.jets))
-        for part, other in zip(tqdm(patching.batches, desc=name), others, strict=True):
-            values, corrupted = {}, {}
-            patching.run(part, remembering(values))
-            whole.append(patching.run(other, remembering(corrupted)))
-            bad = _aligned(corrupted, other.mask, values, part.mask)
-            good = _source(values)
-            for sender, receiver in pairs:
-                frozen = replacing([h for h in everything if h not in (sender, receiver)], good)
-                send, seen = replacing([sender], bad), {}
-
-                def step(place, value, frozen=frozen, send=send, seen=seen):
-                    seen[place] = value
-                    return send(place, frozen(place, value))
-
-                logits = patching.run(part, step)
-                if receiver is not None:
-                    logits = patching.run(part, replacing([receiver], _source(seen)))
-                patched[sender, receiver].append(logits)
-        lost = float((clean - patching.log_odds(whole)).mean())
+        with tqdm(total=len(clean), unit="jet", desc=f"paths, {name}") as bar:
+            for part, other in zip(patching.batches, others, strict=True):
+                replay = Replay(patching.model, part)
+                corrupted = Replay(patching.model, other, {head.place for head in heads}, ())
+                whole.append(corrupted.logits)
+                bad = _aligned(corrupted.values, other.mask, replay.values, part.mask)
+                for sender in heads:
+                    logits, received = replay.send(sender, bad, later[sender])
+                    patched[sender, None].append(logits)
+                    for receiver in later[sender]:
+                        patched[sender, receiver].append(replay.run(receiver, _source(received)))
+                bar.update(len(part))
+        lost = clean - patching.log_odds(whole)
         for (sender, receiver), logits in patched.items():
-            effect = float((clean - patching.log_odds(logits)).mean()) / lost if lost else 0.0
+            change = clean - patching.log_odds(logits)
+            effect = float(change.mean() / lost.mean()) if lost.mean() else 0.0
             edges.append(
-                {"corruption": name, "sender": sender, "receiver": receiver, "effect": effect}
+                {
+                    "corruption": name,
+                    "sender": sender,
+                    "receiver": receiver,
+                    "effect": effect,
+                    "effect_error": ratio_error(change, lost),
+                }
             )
     return edges
 
@@ -255,22 +274,38 @@ def _aligned(corrupted, other, values, mask):
     return source
 
 
-def find_circuit(tagger, jets, batch_size=64):
+def find_circuit(tagger, jets, batch_size=64, ablated=ABLATED, patched=PATCHED):
     """Ablate all nodes, search the smallest circuit and patch its paths.
 
     Parameters
     ----------
     tagger : jetzoo.tagger.Tagger
     jets : ak.Array of records, (num_jets,)
-        With labels of two classes or more, sorted by their number of particles.
+        With labels of two classes or more, sorted by their number of particles. The AUC of the
+        network and of the circuit is that of all of them.
     batch_size : int
+    ablated, patched : int
+        Jets, at equal distances among all, of the ablations and the search, and of the paths,
+        which take more time for each jet.
 
     Returns
     -------
     Circuit
     """
-    patching = Patching(tagger, jets, batch_size)
-    effects = ablation_effects(patching)
-    heads, auc = smallest_circuit(patching, effects)
-    edges = path_effects(patching, heads[:MOST_HEADS])
-    return Circuit(patching.auc(patching.logits), effects, heads, auc, edges)
+    whole = Patching(tagger, jets, batch_size)
+
+    def part_of_it(count):
+        if count >= len(jets):
+            return whole
+        return Patching(tagger, jets[spread(len(jets), count)], batch_size)
+
+    some, few = part_of_it(ablated), part_of_it(patched)
+    effects = ablation_effects(some)
+    heads, auc = smallest_circuit(some, effects)
+    edges = path_effects(few, heads[:MOST_HEADS])
+    full = some.auc(some.logits)
+    if whole is not some:  # one batch after the other, of which nothing is kept
+        gone = [n for n in nodes(tagger.model) if n.what == "head" and n not in heads]
+        logits = [(start.logits, start.without(gone, some.means)) for start in whole.start()]
+        full, auc = map(whole.auc, zip(*logits, strict=True))
+    return Circuit(full, effects, heads, auc, edges, len(some.labels), len(few.labels))

@@ -7,7 +7,7 @@ from jetzoo import UserError, tables
 from .explorer import explorer, spread
 from .report import check_network, finite_jets
 from .sample import read_jets
-from .studies import look
+from .studies import look, with_counterpart
 
 # How many jets a page shows where none are named.
 JETS = 50
@@ -40,6 +40,7 @@ def explore(tagger, network, files, *, jets=None, num_subjets=None):
     UserError
         If the network has nothing to look at, or the jets cannot be read.
     """
+    tagger = with_counterpart(tagger)
     check_network(tagger.model, network)
     if jets is None:
         treename = tagger.data_config.treename

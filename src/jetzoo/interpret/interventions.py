@@ -38,9 +38,8 @@ class Node:
     @property
     def name(self):
         """Name in tables and figures, counted from 1: ``L2.H3``, ``C1.H8``, ``L2.FF``, ``L2.U``."""
-        layer = f"{'L' if self.kind == 'particle' else 'C'}{self.layer + 1}"
         end = {"head": f"H{(self.head or 0) + 1}", "feed_forward": "FF", "pair_bias": "U"}
-        return f"{layer}.{end[self.what]}"
+        return f"{Site(self.kind, self.layer).name}.{end[self.what]}"
 
     @property
     def depth(self):
@@ -73,7 +72,7 @@ def nodes(model):
 
 
 @contextmanager
-def edited(model, edit):
+def edited(model, edit, places=None, known=None):
     """While open, values of a network are what ``edit`` makes of them.
 
     Parameters
@@ -83,8 +82,20 @@ def edited(model, edit):
         ``edit(place, value)`` gives the value to go on with; the place of :class:`Node`, and a
         tensor of padded jets: outputs of heads (B, H, L, d), of feed-forward parts (B, L, D), or
         the pair bias (B, H, n, n).
+    places : collection, optional
+        All that are edited; the layers without any run as fast as ever. By default all there are.
+    known : dict, optional
+        Outputs of heads by their place. They are edited in place of those that the attention would
+        give, which is not computed.
     """
-    core, places = transformer(model), sites(model)
+    core, attentions, known = transformer(model), sites(model), known or {}
+    if places is None:
+        places = {node.place for node in nodes(model)}
+    attentions = {
+        site: attn
+        for site, attn in attentions.items()
+        if ("head", site) in places or ("pair_bias", site) in places
+    }
 
     def attend_at(site, attn):
         def attend(q, k, v, bias, mask):
@@ -110,15 +121,26 @@ def edited(model, edit):
 
         return hook
 
-    attends = {attn: attend_at(site, attn) for site, attn in places.items()}
+    def known_at(site, attn):
+        def forward(*args):
+            out = edit(("head", site), known["head", site]).transpose(1, 2).flatten(2)
+            return attn.out_proj(out if site.kind == "class" else args[1].unpad(out))
+
+        return forward
+
+    attends = {a: attend_at(s, a) for s, a in attentions.items() if ("head", s) not in known}
+    forwards = {a: known_at(s, a) for s, a in attentions.items() if ("head", s) in known}
     with ExitStack() as stack:
         stack.enter_context(set_on(attends, "attend"))
+        stack.enter_context(set_on(forwards, "forward"))
         for kind, blocks in (("particle", core.blocks), ("class", core.cls_blocks)):
             for layer, block in enumerate(blocks):
+                site = Site(kind, layer)
+                if ("feed_forward", site) not in places:
+                    continue
                 if kind == "particle":
                     stack.callback(block.register_forward_pre_hook(keep_layout).remove)
-                hook = feed_forward_at(Site(kind, layer))
-                stack.callback(block.fc2.register_forward_hook(hook).remove)
+                stack.callback(block.fc2.register_forward_hook(feed_forward_at(site)).remove)
         yield
 
 

@@ -17,7 +17,7 @@ from .probes import FOLDS, discriminant, gather, ridge_r2, without_mass
 from .recorder import transformer
 from .report import finite_jets
 from .sample import read_jets
-from .studies import initial
+from .studies import initial, with_counterpart
 
 FEWEST = 100  # jets
 
@@ -176,6 +176,7 @@ def probe(tagger, network, files, *, jets=None, batch_size=64, **options):
     UserError
         If the network is no transformer, or there are fewer than 100 jets with three particles.
     """
+    tagger = with_counterpart(tagger)
     if transformer(tagger.model) is None:
         raise UserError(f"{network} has no residual stream to probe: it is no transformer.")
     sample, _, notes = finite_jets(tagger, read_jets(tagger, files, jets), jets)

@@ -24,7 +24,9 @@ class Record:
     kind : {"particle", "class"}
         Particles that look at each other, or the class token that looks at itself and at them.
     layer : int
-        From 0, within its kind.
+        From 0, within its kind. A class token among the particles, as weaver-core's option
+        ``include_global_token`` has it, makes records of both kinds in each layer; what particles
+        give to it is then missing in their rows.
     mask : Tensor of bool, (B, n)
     weights : Tensor, (B, H, n, n) or (B, H, 1, 1 + n)
         After the softmax. The class token is the first key.
@@ -48,6 +50,11 @@ class Site:
 
     kind: str
     layer: int
+
+    @property
+    def name(self):
+        """Name in tables and figures, counted from 1: ``L2`` of particles, ``C1`` of the class."""
+        return f"{'L' if self.kind == 'particle' else 'C'}{self.layer + 1}"
 
 
 def transformer(model):
@@ -171,7 +178,7 @@ def record(model):
     ...     tagger.predict(jets[:8])
     >>> records[0].weights  # (8, H, n, n)
     """
-    records = []
+    records, places = [], sites(model)
 
     def watched(site, q, k, bias, mask):
         scores = attention_scores(q, k)
@@ -179,10 +186,14 @@ def record(model):
         real = mask[:, None, None, :]  # (B, 1, 1, S)
         if site.kind == "particle":
             real = real & mask[:, None, :, None]  # (B, 1, n, n)
-        seen = (
+        seen = [
             None if x is None else x.detach().masked_fill(~real, 0) for x in (weights, scores, bias)
-        )
+        ]
         particles = mask if site.kind == "particle" else mask[:, 1:]
+        if getattr(places[site], "has_token", False):
+            particles = mask[:, 1:]
+            records.append(Record("class", site.layer, particles, *(x[:, :, :1] for x in seen[:2])))
+            seen = [None if x is None else x[:, :, 1:, 1:] for x in seen]
         records.append(Record(site.kind, site.layer, particles, *seen))
         return weights
 
@@ -191,7 +202,7 @@ def record(model):
         for method in ("attention_weights", "neighbours")
         for layer, module in enumerate(modules_with(model, method))
     ]
-    if not shown and not sites(model):
+    if not shown and not places:
         raise UserError("This network has no attention to look at.")
     with ExitStack() as stack:
         stack.enter_context(replaced(model, watched))

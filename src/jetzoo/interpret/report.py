@@ -7,16 +7,14 @@ import numpy as np
 
 from jetzoo import UserError
 from jetzoo import page as pages
-from jetzoo.acceleration import counterpart
 from jetzoo.jets import finite
-from jetzoo.tagger import Tagger
 
 from .ablation import ablate, ablation_rows
 from .explorer import explorer
 from .panels import study_panels
 from .recorder import is_graph, transformer
 from .sample import check_groups, read_jets, typical
-from .studies import Study, initial, study
+from .studies import Study, initial, study, with_counterpart
 from .summary import ablation_lines, as_json, measure_rows, summary, top_k_sentence
 
 
@@ -147,7 +145,7 @@ def explain(
         If the network has nothing to look at, or the jets cannot be read or, for ablations, are not
         of two known classes.
     """
-    tagger = Tagger(counterpart(tagger.model), tagger.data_config, tagger.device)
+    tagger = with_counterpart(tagger)
     check_network(tagger.model, network)
     check_groups(tagger)
     sample, index, notes = finite_jets(tagger, read_jets(tagger, files, jets), jets)

@@ -90,7 +90,9 @@ def logit_lens(model, state):
     Tensor, (B, num_classes)
         Probabilities.
     """
-    core, head = model.core_and_head()
+    # A file of weaver's users may have a wrapper of its own around the network.
+    network = next(m for m in model.modules() if hasattr(m, "core_and_head"))
+    core, head = network.core_and_head()
     out = core.norm(state)
     if core.fc is not None:
         out = core.fc(out)

@@ -34,7 +34,7 @@ class RowMeasures:
     """Means over the rows of real particles, for each layer and head.
 
     The result is a dict of name to ndarray (layers, heads); a name is absent where the records or
-    the jets do not have what it takes.
+    the jets do not have what it takes, and NaN stands for layers without bias.
     """
 
     def __init__(self):
@@ -56,6 +56,8 @@ class RowMeasures:
             if r.bias is not None:
                 moved = measures.argmax_moved(r.scores, r.bias, real)
                 self._add("argmax_moved", r.layer, moved, real)
+            elif any(other.bias is not None for other in particles):
+                self.sums.add(("argmax_moved", r.layer), np.zeros(r.weights.shape[1]), 0)
             if batch.subjets is not None:
                 self._add_subjets(r, batch.subjets, real)
             if leptons.any():
@@ -94,7 +96,8 @@ class RowMeasures:
 class MovedParticles:
     """Share of particles with a row in which the bias moves the argmax.
 
-    The result is (of any layer and head, ndarray (layers,) of any head), or None without bias.
+    The result is (of any layer and head, ndarray (layers,) of any head), or None without bias; NaN
+    stands for a layer without.
     """
 
     def __init__(self):
@@ -102,15 +105,19 @@ class MovedParticles:
 
     def update(self, batch, records):
         """Add a batch and its records."""
-        biased = [r for r in records if r.kind == "particle" and r.bias is not None]
-        if not biased:
+        particles = [r for r in records if r.kind == "particle"]
+        moved = {
+            r.layer: measures.argmax_moved(r.scores, r.bias, r.mask).any(1) & r.mask  # (B, n)
+            for r in particles
+            if r.bias is not None
+        }
+        if not moved:
             return
-        moved = torch.stack(
-            [measures.argmax_moved(r.scores, r.bias, r.mask).any(1) & r.mask for r in biased]
-        )  # (layers, B, n)
         count = int(batch.mask.sum())
-        self.sums.add("ever", moved.any(0).sum().item(), count)
-        self.sums.add("layer", moved.sum((1, 2)).cpu(), count)
+        ever = torch.stack(list(moved.values())).any(0)
+        self.sums.add("ever", int(ever.sum()), count)
+        per_layer = [int(moved[r.layer].sum()) if r.layer in moved else 0 for r in particles]
+        self.sums.add("layer", per_layer, [count * (r.layer in moved) for r in particles])
 
     def result(self):
         """Return the shares, or None where there is no bias."""
@@ -165,7 +172,8 @@ class Histogram:
         """Return the counts, or None where nothing was counted."""
         if not self.counts:
             return None
-        return np.stack([self.counts[layer] for layer in sorted(self.counts)])
+        none = np.zeros(self.bins, int)
+        return np.stack([self.counts.get(layer, none) for layer in range(max(self.counts) + 1)])
 
 
 class WeightHistogram(Histogram):

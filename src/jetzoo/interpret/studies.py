@@ -11,6 +11,7 @@ from jetzoo import UserError
 from jetzoo.acceleration import counterpart
 from jetzoo.repository import network_module
 from jetzoo.state import restored
+from jetzoo.tagger import Tagger
 
 from .recorder import record
 from .sample import Batch, batch, batches
@@ -200,6 +201,25 @@ def look(tagger, jets, index, num_subjets=None):
         tagger.model(*one.inputs)
     check_finite(records)
     return Drawn(index, one, records)
+
+
+def with_counterpart(tagger):
+    """The tagger with the zoo's own networks in place of weaver's, which can be looked into.
+
+    Parameters
+    ----------
+    tagger : jetzoo.tagger.Tagger
+
+    Returns
+    -------
+    jetzoo.tagger.Tagger
+
+    Raises
+    ------
+    UserError
+        See :func:`jetzoo.acceleration.counterpart`.
+    """
+    return Tagger(counterpart(tagger.model), tagger.data_config, tagger.device)
 
 
 def initial(network, tagger, jets, seed=0, **options):

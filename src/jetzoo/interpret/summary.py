@@ -47,7 +47,8 @@ def measure_rows(found):
     if found.ratios is not None:
         larger, counts = found.ratios[:, RATIO_EDGES[:-1] >= 0].sum(1), found.ratios.sum(1)
         overall = larger.sum() / max(counts.sum(), 1)
-        rows += _by_layer("score_exceeds_bias", overall, larger / counts.clip(1))
+        share = np.where(counts > 0, larger / counts.clip(1), np.nan)
+        rows += _by_layer("score_exceeds_bias", overall, share)
     for (what, by), values in found.importance.items():
         for (c, group), value in np.ndenumerate(values):
             name = TYPES[group] if by == "type" else group + 1
@@ -77,7 +78,7 @@ def _overall(rows, name):
     for ratio, base in (("same_subjet_ratio", "same_subjet"), ("lepton_ratio", "to_leptons")):
         if name == ratio:
             return rows[base].mean() / rows[f"{base}_chance"].mean()
-    return rows[name].mean()
+    return np.nanmean(rows[name])
 
 
 def summary(found):

@@ -44,13 +44,9 @@ def read_predictions(files, classes=None, label="_label_"):
                 f"{path} has no branch {label}: the truth of these jets is unknown; for labels of "
                 "type custom, --data-config names it."
             )
-        table = tables.read(path, [*columns, truth])
-        with tables.about(path):
-            labels = _numbers(table[truth], truth, 1)
-            if names:
-                scores = np.stack([_numbers(table[name], name, 1) for name in columns], axis=1)
-            else:
-                scores = _numbers(table[columns[0]], columns[0], 2)
+        ndim = 1 if names else 2
+        labels, *scores = _arrays(path, {truth: 1, **dict.fromkeys(columns, ndim)})
+        scores = np.stack(scores, axis=1) if names else scores[0]
         if not names:
             names = classes or [f"class_{i}" for i in range(scores.shape[1])]
             if len(names) != scores.shape[1]:
@@ -107,10 +103,10 @@ def read_targets(files, targets):
             raise UserError(
                 f"{path} has no branch {', '.join(missing)}: the truth of these jets is unknown."
             )
-        table = tables.read(path, [array, *targets])
+        values, *truth = _arrays(path, {array: None, **dict.fromkeys(targets, 1)})
+        truth = np.stack(truth, axis=1)
+        values = values.reshape(len(truth), -1)
         with tables.about(path):
-            truth = np.stack([_numbers(table[name], name, 1) for name in targets], axis=1)
-            values = _numbers(table[array], array, table[array].ndim).reshape(len(truth), -1)
             if values.shape != truth.shape:
                 raise UserError(
                     f"Branch {array} has {values.shape[1]} numbers for each jet, and there are "
@@ -119,6 +115,19 @@ def read_targets(files, targets):
         found.append((truth.astype(float), values.astype(float)))
     truth, predicted = map(np.concatenate, zip(*found, strict=True))
     return truth, predicted
+
+
+def _arrays(path, columns):
+    """Branches of a file as arrays, by their numbers of axes or None for any number.
+
+    A chunk at a time is read as awkward arrays, which take more memory.
+    """
+    found = {name: [] for name in columns}
+    for table in tables.chunks(path, columns):
+        with tables.about(path):
+            for name, ndim in columns.items():
+                found[name].append(_numbers(table[name], name, ndim or table[name].ndim))
+    return [np.concatenate(parts) for parts in found.values()]
 
 
 def _numbers(column, name, ndim):
@@ -159,21 +168,25 @@ def check_labels(labels, num_classes):
     return labels.astype(np.int64)
 
 
-def write_predictions(path, classes, scores, labels=None, observers=None):
-    """Write scores as weaver does, so that :func:`read_predictions` reads them.
+def prediction_table(suffix, classes, scores, labels=None, observers=None):
+    """Scores as weaver writes them.
 
     Parameters
     ----------
-    path : str or Path
-        ``.root``: branches ``<class>`` (bool) and ``score_<class>``; ``.parquet``: ``scores``.
+    suffix : {".root", ".parquet"}
+        The former with branches ``<class>`` (bool) and ``score_<class>``; the latter ``scores``.
     classes : sequence of str
     scores : ndarray, (num_jets, num_classes)
     labels : ndarray of int, (num_jets,), optional
-        Index of the true class, written as ``_label_``.
+        Index of the true class, as ``_label_``.
     observers : dict of array, optional
         Further branches, as they are.
+
+    Returns
+    -------
+    ak.Array of records, (num_jets,)
     """
-    if tables.check_format(path).suffix == ".parquet":
+    if suffix == ".parquet":
         table = {"scores": scores}
     else:
         table = {}
@@ -183,25 +196,34 @@ def write_predictions(path, classes, scores, labels=None, observers=None):
             table[f"score_{name}"] = scores[:, index]
     if labels is not None:
         table["_label_"] = labels
-    tables.write(path, ak.Array({**table, **(observers or {})}))
+    return ak.Array({**table, **(observers or {})})
 
 
-def write_targets(path, targets, predicted, truth=None, observers=None):
-    """Write what a regression predicts as weaver does, so that :func:`read_targets` reads it.
+def target_table(suffix, targets, predicted, truth=None, observers=None):
+    """What a regression predicts, as weaver writes it.
 
     Parameters
     ----------
-    path : str or Path
-        ``.root``: branch ``output``; ``.parquet``: ``scores``.
+    suffix : {".root", ".parquet"}
+        The former with a branch ``output``, the latter ``scores``.
     targets : sequence of str
     predicted : ndarray, (num_jets, num_targets)
     truth : ndarray, (num_jets, num_targets), optional
-        Written under the names of the targets.
+        Under the names of the targets.
     observers : dict of array, optional
         Further branches, as they are.
+
+    Returns
+    -------
+    ak.Array of records, (num_jets,)
     """
-    array = "scores" if tables.check_format(path).suffix == ".parquet" else "output"
+    array = "scores" if suffix == ".parquet" else "output"
     table = {array: predicted[:, 0] if len(targets) == 1 else predicted}
     if truth is not None:
         table |= dict(zip(targets, truth.T, strict=True))
-    tables.write(path, ak.Array({**table, **(observers or {})}))
+    return ak.Array({**table, **(observers or {})})
+
+
+def write_predictions(path, *table):
+    """Write a :func:`prediction_table`, so that :func:`read_predictions` reads it."""
+    tables.write(path, prediction_table(tables.check_format(path).suffix, *table))

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from ..modules import unmodified
 from .calls import address
+from .dense import linear
 from .structures import ChainArguments
 from .training import MULTIPLE, new_seed, run, usable
 
@@ -101,22 +102,22 @@ class FusedGeluNorm(torch.autograd.Function):
         return dx.view(grad.shape), dbias, dgain, dshift, None, None
 
 
-def gelu_norm(x, linear, norm, dropout_p=0.0, act=None):
-    """``norm(dropout(act(linear(x))))`` of tokens (..., D), where ``act`` is GELU by default."""
+def gelu_norm(x, layer, norm, dropout_p=0.0, act=None):
+    """``norm(dropout(act(layer(x))))`` of tokens (..., D), where ``act`` is GELU by default."""
     fused = (
-        unmodified(linear, nn.Linear)
+        unmodified(layer, nn.Linear)
         and unmodified(norm, nn.LayerNorm)
         and (act is None or unmodified(act, nn.GELU))
-        and linear.bias is not None
-        and usable(x, linear.weight)
+        and layer.bias is not None
+        and usable(x, layer.weight)
     )
     if fused:
-        product = F.linear(x, linear.weight)
-        vectors = [linear.bias, norm.weight, norm.bias]
+        product = linear(x, layer.weight)
+        vectors = [layer.bias, norm.weight, norm.bias]
         if _fits([product], vectors, dropout_p):
             return FusedGeluNorm.apply(product, *vectors, norm.eps, dropout_p)
     act = act or F.gelu
-    return norm(F.dropout(act(linear(x)), dropout_p))
+    return norm(F.dropout(act(layer(x)), dropout_p))
 
 
 class FusedAddNorm(torch.autograd.Function):

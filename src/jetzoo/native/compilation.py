@@ -38,7 +38,16 @@ PART_KERNELS = ("part_group", "part_layers", "part_pairs", "part_attention")
 LIBRARIES = {
     "isa": ("isa",),
     "part": ("threads", "workspace", "part", *PART_KERNELS),
-    "training": ("threads", "workspace", "products", "attention", "chains", "pairs"),
+    "training": (
+        "threads",
+        "workspace",
+        "products",
+        "attention",
+        "chains",
+        "dense",
+        "edges",
+        "pairs",
+    ),
 }
 # Not -ffast-math: it changes how the whole process treats small numbers.
 FLAGS = [
@@ -170,6 +179,8 @@ def _find_or_compile(name):
         if isa is None:
             raise OSError("it is not known which instructions the processor has")
         command += [f"-DISA={isa}", *INSTRUCTION_SETS[isa]]
+        if name == "training" and "avx512" in isa and load("isa").multiplies_bfloat16():
+            command.append("-mavx512bf16")
         file += f"-{isa}"
     file += f"-{_digest(name, compiler, command)}.so"
     failure = None

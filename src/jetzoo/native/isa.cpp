@@ -42,4 +42,12 @@ const char* instruction_set(const char* wanted) {
 }
 
 // For Python.
+EXPORT int32_t multiplies_bfloat16() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512bf16") != 0;
+#else
+    return 0;
+#endif
+}
 EXPORT const char* name_of_instruction_set(const char* wanted) { return instruction_set(wanted); }

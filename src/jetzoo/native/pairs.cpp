@@ -1,9 +1,10 @@
-// The pair MLP, in tiles of pairs: h_l = W_l a_(l-1), z_l = scale_l h_l + shift_l, a_l = gelu(z_l).
+// The pair MLP: h_l = W_l a_(l-1), z_l = scale_l h_l + shift_l, a_l = gelu(z_l).
 //
 // A batch norm needs sums over all pairs, so each layer has a pass of its own, forward and
-// backward. Each computes what it needs from the inputs on: that takes no longer than to write the
-// hidden layers to memory and to read them again. Sums over pairs are made chunk by chunk and added
-// in a fixed order, so that they do not depend on the threads.
+// backward, over tiles of pairs that stay in the cache. From one pass to the next, the products h
+// and the gradients dz are kept in memory; those of the first layer are computed again from the few
+// inputs. Sums over pairs are made chunk by chunk and added in a fixed order, so that they do not
+// depend on the threads.
 #include <vector>
 
 #include "products.h"
@@ -12,7 +13,9 @@
 
 constexpr int PAIR_TILE = 96;  // pairs that stay in the cache together
 constexpr int TILES = 16;      // tiles whose sums are made together
-constexpr int MAX_LAYERS = 16;
+// Pairs whose numbers lie together. What blocks of the network have freed serves for such parts; the
+// C library asks the system for more memory if one is large. As in jetzoo.native.pairs.
+constexpr int64_t SEGMENT = 16 * TILES * PAIR_TILE;
 
 struct PairLayer {                    // widths are padded to multiples of 16
     const float *forward, *backward;  // (inputs, padded outputs), (outputs, padded inputs)
@@ -20,9 +23,10 @@ struct PairLayer {                    // widths are padded to multiples of 16
     float* mean;
     // Gradient of h from that of z: scale * dz + slope * h + offset, once the sums are known.
     const float *slope, *offset;
+    float *const *h, *const *dz;  // parts of SEGMENT pairs, (pairs, padded outputs); the first has no h
 };
 struct PairArguments {
-    int64_t num_pairs, num_layers, last;  // the layer whose sums are asked for, from 1 on
+    int64_t num_pairs, num_layers, last;  // the layer that the pass is for, from 1 on
     int64_t activated;                    // whether a GELU follows the last layer, too
     const int64_t* widths;                // (num_layers + 1)
     const float* x;                       // (inputs, P)
@@ -35,60 +39,57 @@ struct PairArguments {
 EXPORT_SIZE(PairLayer)
 EXPORT_SIZE(PairArguments)
 
-struct PairTile {
-    float *h[MAX_LAYERS + 1], *a[MAX_LAYERS + 1], *slope[MAX_LAYERS + 1], *dz, *da;
-};
-
 static int padded(int64_t width) { return round_up(width, 16); }
 
-static int64_t tile_size(const PairArguments& p) {
-    int64_t total = 0, widest = 0;
-    for (int l = 0; l <= p.num_layers; l++) {
-        total += 3 * padded(p.widths[l]);
-        widest = std::max<int64_t>(widest, padded(p.widths[l]));
+// The numbers of the pairs from `first` on.
+INLINE float* at(float* const* parts, int64_t first, int width) {
+    return parts[first / SEGMENT] + first % SEGMENT * width;
+}
+
+// Memory of one tile: h of the first layer, activations, slopes, gradients.
+struct PairTile {
+    float *h, *a, *slope, *dh;
+
+    static int64_t size(const PairArguments& p) {
+        return 4 * PAIR_TILE * padded(*std::max_element(p.widths, p.widths + p.num_layers + 1));
     }
-    return (total + 2 * widest) * PAIR_TILE;
-}
-
-static PairTile make_tile(const PairArguments& p, Scratch& scratch) {
-    PairTile t;
-    int64_t widest = 0;
-    for (int l = 0; l <= p.num_layers; l++) {
-        int64_t size = padded(p.widths[l]) * PAIR_TILE;
-        t.h[l] = scratch.take(size), t.a[l] = scratch.take(size), t.slope[l] = scratch.take(size);
-        widest = std::max(widest, size);
+    PairTile(const PairArguments& p, Scratch& scratch) {
+        scratch.reset(size(p));
+        for (float** memory : {&h, &a, &slope, &dh}) *memory = scratch.take(size(p) / 4);
     }
-    t.dz = scratch.take(widest), t.da = scratch.take(widest);
-    return t;
+};
+
+// h (n, padded outputs) of `n` pairs from `first` on, which the layers before have left.
+static const float* products_of(const PairArguments& p, int l, int64_t first, int n, PairTile& t) {
+    const PairLayer& layer = p.layers[l - 1];
+    const int out = padded(p.widths[l]);
+    if (l > 1) return at(layer.h, first, out);
+    product(n, out, p.widths[0], p.x + first, 1, p.num_pairs, layer.forward, out, t.h, out);
+    return t.h;
 }
 
-// What follows the norm of layer `l`: a GELU, or nothing.
-INLINE vf activation(const PairArguments& p, int l, vf z, vf& slope) {
-    if (l < p.num_layers || p.activated) return gelu_and_slope(z, slope);
-    slope = splat(1.f);
-    return z;
-}
-
-// Activations of `n` pairs from `first` on: all up to layer `last - 1`, and h of `last`.
+// What follows the norm of layer `l`, a GELU or nothing, and its slope if that is asked for.
 template <bool SLOPES>
-static void tile_forward(const PairArguments& p, int64_t first, int n, int last, PairTile& t) {
-    for (int l = 1; l <= last; l++) {
-        const PairLayer& layer = p.layers[l - 1];
-        int in = p.widths[l - 1], out = padded(p.widths[l]);
-        if (l == 1)
-            product(n, out, in, p.x + first, 1, p.num_pairs, layer.forward, out, t.h[l], out);
-        else
-            product(n, out, in, t.a[l - 1], padded(in), 1, layer.forward, out, t.h[l], out);
-        if (l == last && !SLOPES) return;
-        for (int c = 0; c < out; c += W) {
-            vf scale = load(layer.scale + c), shift = load(layer.shift + c), slope;
-            for (int i = 0; i < n; i++) {
-                vf z = load(t.h[l] + i * out + c) * scale + shift;
-                store(t.a[l] + i * out + c, activation(p, l, z, slope));
-                if (SLOPES) store(t.slope[l] + i * out + c, slope);
-            }
+static void activate(const PairArguments& p, int l, int n, const float* h, PairTile& t) {
+    const PairLayer& layer = p.layers[l - 1];
+    const int width = padded(p.widths[l]);
+    const bool gelu = l < p.num_layers || p.activated;
+    for (int c = 0; c < width; c += W) {
+        const vf scale = load(layer.scale + c), shift = load(layer.shift + c);
+        for (int i = 0; i < n; i++) {
+            vf z = load(h + i * width + c) * scale + shift, slope = splat(1.f);
+            if (gelu) z = SLOPES ? gelu_and_slope(z, slope) : vgelu(z);
+            store(t.a + i * width + c, z);
+            if (SLOPES) store(t.slope + i * width + c, slope);
         }
     }
+}
+
+// h of layer `l` from that of the layer before.
+static void advance(const PairArguments& p, int l, int64_t first, int n, PairTile& t, float* h) {
+    const int in = padded(p.widths[l - 1]), out = padded(p.widths[l]);
+    activate<false>(p, l - 1, n, products_of(p, l - 1, first, n, t), t);
+    product(n, out, p.widths[l - 1], t.a, in, 1, p.layers[l - 1].forward, out, h, out);
 }
 
 // task(first pair, number of pairs, tile, sums of `width` floats) for all tiles; adds the sums up.
@@ -98,8 +99,7 @@ static void over_pairs(const PairArguments& p, int threads, int64_t width, doubl
     const int64_t size = PAIR_TILE * TILES, chunks = (p.num_pairs + size - 1) / size;
     std::vector<float> partial(chunks * width);
     parallel(chunks, threads, [&](int64_t chunk, Scratch& scratch) {
-        scratch.reset(tile_size(p));
-        PairTile tile = make_tile(p, scratch);
+        PairTile tile(p, scratch);
         const int64_t end = std::min(p.num_pairs, (chunk + 1) * size);
         for (int64_t first = chunk * size; first < end; first += PAIR_TILE)
             task(first, int(std::min<int64_t>(PAIR_TILE, end - first)), tile,
@@ -110,29 +110,30 @@ static void over_pairs(const PairArguments& p, int threads, int64_t width, doubl
         for (int64_t c = 0; c < width; c++) total[c] += partial[chunk * width + c];
 }
 
-// The mean of h of layer `last` over the first pairs: near enough to that of all for float32.
-static void guess_mean(const PairArguments& p, int last, float* mean) {
+// The mean of h over the first pairs: near enough to that of all for float32.
+static void guess_mean(const PairArguments& p, int l, float* mean) {
     Scratch scratch;
-    scratch.reset(tile_size(p));
-    PairTile tile = make_tile(p, scratch);
-    const int n = std::min<int64_t>(PAIR_TILE, p.num_pairs), out = padded(p.widths[last]);
-    tile_forward<false>(p, 0, n, last, tile);
+    PairTile tile(p, scratch);
+    const int n = std::min<int64_t>(PAIR_TILE, p.num_pairs), out = padded(p.widths[l]);
+    float* h = at(p.layers[l - 1].h, 0, out);
+    advance(p, l, 0, n, tile, h);
     for (int c = 0; c < out; c++) {
         mean[c] = 0;
-        for (int i = 0; i < n; i++) mean[c] += tile.h[last][i * out + c] / n;
+        for (int i = 0; i < n; i++) mean[c] += h[i * out + c] / n;
     }
 }
 
-// Sums over the pairs of h - mean and of its square, for layer `last`, whose `mean` is set.
+// h of layer `last`, and the sums over the pairs of h - mean and of its square.
 EXPORT int32_t pairs_statistics(const PairArguments* p, int threads) {
     const int last = p->last, out = padded(p->widths[last]);
-    float* mean = p->layers[last - 1].mean;
+    const PairLayer& layer = p->layers[last - 1];
     auto task = [&](int64_t first, int n, PairTile& t, float* sums) {
-        tile_forward<false>(*p, first, n, last, t);
+        float* h = at(layer.h, first, out);
+        advance(*p, last, first, n, t, h);
         for (int c = 0; c < out; c += W) {
             vf s1{}, s2{};
             for (int i = 0; i < n; i++) {
-                vf d = load(t.h[last] + i * out + c) - load(mean + c);
+                vf d = load(h + i * out + c) - load(layer.mean + c);
                 s1 += d;
                 s2 += d * d;
             }
@@ -141,87 +142,86 @@ EXPORT int32_t pairs_statistics(const PairArguments* p, int threads) {
         }
     };
     return status_of([&] {
-        guess_mean(*p, last, mean);
+        guess_mean(*p, last, layer.mean);
         over_pairs(*p, threads, 2 * out, p->sums, task);
     });
 }
 
+// The output, from h of the last layer.
 EXPORT int32_t pairs_forward(const PairArguments* p, int threads) {
     const int last = p->num_layers, width = p->widths[last], ld = padded(width);
-    const PairLayer& layer = p->layers[last - 1];
     auto task = [&](int64_t first, int n, PairTile& t, float*) {
-        tile_forward<false>(*p, first, n, last, t);
-        for (int c = 0; c < ld; c += W) {
-            vf scale = load(layer.scale + c), shift = load(layer.shift + c), slope;
-            for (int i = 0; i < n; i++) {
-                float* at = t.h[last] + i * ld + c;
-                store(at, activation(*p, last, load(at) * scale + shift, slope));
-            }
-        }
+        activate<false>(*p, last, n, products_of(*p, last, first, n, t), t);
         for (int c = 0; c < width; c++)
-            for (int i = 0; i < n; i++)
-                p->out[c * p->num_pairs + first + i] = t.h[last][i * ld + c];
+            for (int i = 0; i < n; i++) p->out[c * p->num_pairs + first + i] = t.a[i * ld + c];
     };
     return status_of([&] { over_pairs(*p, threads, 0, nullptr, task); });
 }
 
-// dz of the last layer, from the gradient of its output.
-static void top_gradient(const PairArguments& p, int64_t first, int n, PairTile& t) {
-    const int top = p.num_layers, ld = padded(p.widths[top]);
-    for (int i = 0; i < n; i++)
-        for (int c = 0; c < ld; c++)
-            t.dz[i * ld + c] = c < p.widths[top]
-                                   ? t.slope[top][i * ld + c] * p.grad[c * p.num_pairs + first + i]
-                                   : 0;
+// h of all layers again, whose norms are known.
+EXPORT int32_t pairs_products(const PairArguments* p, int threads) {
+    auto task = [&](int64_t first, int n, PairTile& t, float*) {
+        for (int l = 2; l <= p->num_layers; l++)
+            advance(*p, l, first, n, t, at(p->layers[l - 1].h, first, padded(p->widths[l])));
+    };
+    return status_of([&] { over_pairs(*p, threads, 0, nullptr, task); });
 }
 
-// From dz of layer `l` to dz of the layer before, whose sums are known. The gradient of the
-// weights of the layer is added to `weight_sums`, if that is given.
-static void step_back(const PairArguments& p, int l, int n, PairTile& t, float* weight_sums) {
+// The gradient of h of layer `l`, whose sums are known, to `t.dh`.
+static void gradient_of_products(const PairArguments& p, int l, int64_t first, int n,
+                                 const float* h, PairTile& t) {
     const PairLayer& layer = p.layers[l - 1];
-    const int out = p.widths[l], in = padded(p.widths[l - 1]), ld = padded(out);
-    for (int c = 0; c < ld; c += W) {
-        vf scale = load(layer.scale + c), slope = load(layer.slope + c);
-        vf offset = load(layer.offset + c);
+    const int width = padded(p.widths[l]);
+    const float* dz = at(layer.dz, first, width);
+    for (int c = 0; c < width; c += W) {
+        const vf scale = load(layer.scale + c), slope = load(layer.slope + c);
+        const vf offset = load(layer.offset + c);
         for (int i = 0; i < n; i++)
-            store(t.dz + i * ld + c,
-                  load(t.dz + i * ld + c) * scale + load(t.h[l] + i * ld + c) * slope + offset);
+            store(t.dh + i * width + c, load(dz + i * width + c) * scale +
+                                            load(h + i * width + c) * slope + offset);
     }
-    if (weight_sums) product(out, in, n, t.dz, 1, ld, t.a[l - 1], in, weight_sums, in, true);
-    product(n, in, out, t.dz, ld, 1, layer.backward, in, t.da, in);
-    for (int c = 0; c < n * in; c += W) store(t.dz + c, load(t.da + c) * load(t.slope[l - 1] + c));
 }
 
-// Sums of dz and of dz (h - mean) for layer `last`, whose followers know theirs. For the first
-// layer, the second are those of dz times each input, (inputs, outputs); then there are the
-// gradients of the weights of all other layers, too, one after the other, (outputs, padded inputs).
+// dz of layer `last` from that of the layer above, whose sums are known, or from the gradient of
+// the output. Then the sums of dz and of dz (h - mean), for the first layer those of dz and of dz
+// times each input; and the gradient of the weights of the layer above, (outputs, padded outputs of
+// `last`). dz may take the place of h or dz of the layer above.
 EXPORT int32_t pairs_backward(const PairArguments* p, int threads) {
-    const int top = p->num_layers, last = p->last, width = padded(p->widths[last]);
-    int64_t size = width * (last == 1 ? 1 + p->widths[0] : 2);
-    if (last == 1)
-        for (int l = 2; l <= top; l++) size += p->widths[l] * padded(p->widths[l - 1]);
+    const int last = p->last, above = last + 1, width = padded(p->widths[last]);
+    const PairLayer& layer = p->layers[last - 1];
+    const bool top = last == p->num_layers;
+    const int64_t rows = last == 1 ? 1 + p->widths[0] : 2;
+    const int64_t size = width * (rows + (top ? 0 : p->widths[above]));
     auto task = [&](int64_t first, int n, PairTile& t, float* sums) {
-        tile_forward<true>(*p, first, n, top, t);
-        top_gradient(*p, first, n, t);
-        float* weight_sums = last == 1 ? sums + width * (1 + p->widths[0]) : nullptr;
-        for (int l = top; l > last; l--) {
-            step_back(*p, l, n, t, weight_sums);
-            if (weight_sums) weight_sums += p->widths[l] * padded(p->widths[l - 1]);
+        float* dz = at(layer.dz, first, width);
+        const float* h = products_of(*p, last, first, n, t);
+        activate<true>(*p, last, n, h, t);
+        if (top) {
+            for (int i = 0; i < n; i++)
+                for (int c = 0; c < width; c++)
+                    dz[i * width + c] =
+                        c < p->widths[last] ? p->grad[c * p->num_pairs + first + i] : 0;
+        } else {
+            const int out = p->widths[above], ld = padded(out);
+            gradient_of_products(*p, above, first, n, at(p->layers[above - 1].h, first, ld), t);
+            product(out, width, n, t.dh, 1, ld, t.a, width, sums + rows * width, width, true);
+            product(n, width, out, t.dh, ld, 1, p->layers[above - 1].backward, width, dz, width);
         }
-        const float* mean = p->layers[last - 1].mean;
         for (int c = 0; c < width; c += W) {
             vf s1{}, s2{};
             for (int i = 0; i < n; i++) {
-                vf g = load(t.dz + i * width + c);
+                const int place = i * width + c;
+                vf g = load(dz + place) * load(t.slope + place);
+                store(dz + place, g);
                 s1 += g;
-                s2 += g * (load(t.h[last] + i * width + c) - load(mean + c));
+                if (last > 1) s2 += g * (load(h + place) - load(layer.mean + c));
             }
             accumulate(sums + c, s1);
             if (last > 1) accumulate(sums + width + c, s2);
         }
         if (last == 1)
-            product(p->widths[0], width, n, p->x + first, p->num_pairs, 1, t.dz, width,
-                    sums + width, width, true);
+            product(p->widths[0], width, n, p->x + first, p->num_pairs, 1, dz, width, sums + width,
+                    width, true);
     };
     return status_of([&] { over_pairs(*p, threads, size, p->sums, task); });
 }

@@ -1,9 +1,10 @@
 """The pair MLP of a training step in C++ on a CPU (``pairs.cpp``).
 
-Hidden layers exist for a tile of pairs at a time, never for all of them, forward and backward.
+The products of hidden layers exist while the function runs, forward and backward, but not between:
+what blocks keep for the backward pass takes more memory, and does not exist at these times.
 """
 
-from ctypes import c_int64
+from ctypes import addressof, c_int64, c_void_p
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +13,14 @@ from torch.autograd.function import once_differentiable
 
 from ..modules import unmodified
 from .calls import address
+from .edges import track
 from .structures import PairArguments, PairLayer
 from .training import MULTIPLE, run, usable
 
 __all__ = ["pair_mlp", "takes_pairs"]
 
-MAX_LAYERS = 16  # as in pairs.cpp
+# As in pairs.cpp.
+SEGMENT = 16 * 16 * 96
 
 
 def _padded(width):
@@ -54,6 +57,23 @@ class PairPasses:
             self.tensors[layer, name] = tensor
             setattr(self.layers[layer - 1], name, tensor.data_ptr())
 
+    def lend(self, layer, **buffers):
+        """Give a layer memory of :meth:`buffer`, or with None take it away."""
+        for name, parts in buffers.items():
+            pointers = None
+            if parts is not None:
+                pointers = (c_void_p * len(parts))(*(part.data_ptr() for part in parts))
+            self.tensors[layer, name] = parts, pointers
+            setattr(self.layers[layer - 1], name, pointers and addressof(pointers))
+
+    def buffer(self, layer):
+        """New memory for all pairs of a layer, parts of (pairs, padded outputs)."""
+        num_pairs, width = self.x.shape[1], _padded(self.widths[layer])
+        return [
+            self.x.new_empty(min(SEGMENT, num_pairs - first), width)
+            for first in range(0, num_pairs, SEGMENT)
+        ]
+
     def run(self, name, last=0, sums=None, **tensors):
         """One pass; the sums of layer ``last`` are returned in float64."""
         sums = None if sums is None else self.x.new_empty(sums, dtype=torch.float64)
@@ -75,11 +95,36 @@ class PairPasses:
         return sums
 
     def statistics(self, layer):
-        """Mean and biased variance of the products of a layer, (outputs,)."""
+        """Mean and biased variance of the products of a layer, (outputs,), from those before it."""
+        self.lend(layer, h=self.buffer(layer))
         width = self.widths[layer]
         s1, s2 = self.run("pairs_statistics", layer, 2 * _padded(width)).view(2, -1)[:, :width]
+        self.lend(layer - 1, h=None)
         s1, s2 = s1 / self.x.shape[1], s2 / self.x.shape[1]
         return self.tensors[layer, "mean"][:width] + s1, (s2 - s1 * s1).clamp(min=0)
+
+    def gradients(self, layer, grad):
+        """One pass backward, from the layer above or, for the last one, the gradient of the output.
+
+        Returns
+        -------
+        sums : Tensor, (2, outputs), or of the first layer (1 + inputs, outputs)
+            Of the gradients of the norm's output, and of these times its input, or times each input
+            of the network.
+        above : Tensor, (outputs of the layer above, outputs), or None
+            Gradient of the weights of the layer above.
+        """
+        width, outputs = _padded(self.widths[layer]), self.widths[layer]
+        is_last = layer == len(self.layers)
+        rows = 2 if layer > 1 else 1 + self.widths[0]
+        num_above = 0 if is_last else self.widths[layer + 1]
+        fits = not is_last and _padded(self.widths[layer + 1]) == width
+        self.lend(layer, dz=self.tensors[layer + 1, "h"][0] if fits else self.buffer(layer))
+        found = self.run("pairs_backward", layer, (rows + num_above) * width, grad=grad)
+        if not is_last:
+            self.lend(layer + 1, h=None, dz=None)
+        sums, above = found.view(-1, width)[:, :outputs].split((rows, num_above))
+        return sums, None if is_last else above
 
 
 class PairMLP(torch.autograd.Function):
@@ -124,6 +169,7 @@ class PairMLP(torch.autograd.Function):
             )
         out = x.new_empty(len(weights[-1]), x.shape[1])
         passes.run("pairs_forward", out=out)
+        passes.lend(len(weights), h=None)
         ctx.save_for_backward(x, gain, shift, *parameters)
         ctx.passes, ctx.moments, ctx.eps, ctx.found = passes, moments, eps, tuple(found)
         return out
@@ -133,38 +179,32 @@ class PairMLP(torch.autograd.Function):
     def backward(ctx, grad):
         x, gain, shift, *parameters = ctx.saved_tensors
         passes, grad = ctx.passes, grad.contiguous()
-        widths, num_pairs = passes.widths, x.shape[1]
+        num_layers, num_pairs = len(passes.layers), x.shape[1]
         grads = [torch.zeros_like(p) for p in parameters]
-        for layer in range(len(passes.layers), 0, -1):
+        for layer in range(2, num_layers + 1):
+            passes.lend(layer, h=passes.buffer(layer))
+        passes.run("pairs_products")
+        for layer in range(num_layers, 0, -1):
             mean, var = ctx.found[layer - 1]
             inverse = (var + ctx.eps[layer - 1]).rsqrt()
             scale = parameters[4 * layer - 2] * inverse
-            rows = 2 if layer > 1 else 1 + widths[0]
-            sizes = [rows * _padded(widths[layer])]
-            if layer == 1:
-                sizes += [
-                    m * _padded(n) for n, m in zip(widths[-2:0:-1], widths[:1:-1], strict=True)
-                ]
-            sums, *products = passes.run("pairs_backward", layer, sum(sizes), grad=grad).split(
-                sizes
-            )
-            s1, *s2 = sums.view(rows, -1)[:, : widths[layer]]
+            (s1, *s2), above = passes.gradients(layer, grad)
+            if above is not None:
+                grads[4 * layer] = above[..., None]
             if layer > 1:
                 s2 = s2[0]
                 slope = -scale * inverse.square() * s2 / num_pairs
                 passes.set(layer, slope=slope, offset=-scale * s1 / num_pairs - slope * mean)
             else:
                 weight = parameters[0][..., 0].double()
-                products.append(torch.stack(s2, 1))  # (outputs, C), of dz with the inputs
-                s2 = (weight * gain * products[-1]).sum(1)
+                product = torch.stack(s2, 1)  # (outputs, C), of dz with the inputs
+                s2 = (weight * gain * product).sum(1)
                 by_moments = (inverse.square() * s2)[:, None] * ((weight * gain) @ ctx.moments)
-                products[-1] = (products[-1] - by_moments) * scale[:, None]
-                dgain = (products[-1] * weight).sum(0)
-                products[-1] = products[-1] * gain
+                product = (product - by_moments) * scale[:, None]
+                dgain = (product * weight).sum(0)
+                grads[0] = (product * gain)[..., None]
             grads[4 * layer - 2], grads[4 * layer - 1] = s2 * inverse, s1
-        for layer, product in enumerate(reversed(products), start=1):
-            product = product.reshape(widths[layer], -1)[:, : widths[layer - 1]]
-            grads[4 * layer - 4] = product[..., None]
+        passes.lend(1, dz=None)
         grads = [g.to(p.dtype) for g, p in zip(grads, parameters, strict=True)]
         return None, None, None, None, dgain.to(gain.dtype), torch.zeros_like(shift), *grads
 
@@ -185,7 +225,7 @@ def takes_pairs(x, layers, product=None):
         return False
     first, *rest = layers
     products, norms, acts = rest[::3], [first, *rest[1::3]], rest[2::3]
-    if not (1 <= len(products) == len(norms) - 1 < MAX_LAYERS):
+    if not 1 <= len(products) == len(norms) - 1:
         return False
     product = product or type(products[0])
     widths = [len(x), *(layer.weight.shape[0] for layer in products)]
@@ -207,8 +247,7 @@ def takes_pairs(x, layers, product=None):
 def pair_mlp(x, layers):
     """``layers(x[None])[0]`` in training: a batch norm, then Conv1d - batch norm - GELU repeated.
 
-    Hidden layers exist for a tile of pairs at a time, never for all of them: every batch norm takes
-    a pass over the pairs, and every pass begins with the inputs.
+    Every batch norm takes a pass over the pairs.
 
     Parameters
     ----------
@@ -220,6 +259,11 @@ def pair_mlp(x, layers):
     -------
     Tensor, (outputs, P)
     """
+    with torch.autocast("cpu", enabled=False):  # a batch norm divides by small differences
+        return _pair_mlp(x, layers)
+
+
+def _pair_mlp(x, layers):
     first, *rest = layers
     products, norms, acts = rest[::3], rest[1::3], rest[2::3]
     with torch.no_grad():
@@ -238,8 +282,5 @@ def pair_mlp(x, layers):
         shifts = [0, *(product.bias for product in products)]
         shifts[1] = shifts[1] + products[0].weight[..., 0] @ first.bias
         for norm, shift, (m, v) in zip([first, *norms], shifts, [(mean, var), *found], strict=True):
-            norm.num_batches_tracked += 1
-            norm.running_mean.lerp_((m + shift).float(), norm.momentum)
-            unbiased = v * (x.shape[1] / (x.shape[1] - 1))
-            norm.running_var.lerp_(unbiased.float(), norm.momentum)
+            track(norm, m + shift, v, x.shape[1])
     return out

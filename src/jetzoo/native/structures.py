@@ -105,10 +105,19 @@ class ChainArguments(Structure):
     ]
 
 
+class EdgeArguments(Structure):
+    """Batch norm and ReLU of rows, and their gradients (``edges.cpp``)."""
+
+    _fields_ = [
+        *_fields(c_int64, "groups size dim"),
+        *_fields(c_void_p, "x scale shift mean slope offset grad out dx sums"),
+    ]
+
+
 class PairLayer(Structure):
     """A layer of the pair MLP (``pairs.cpp``)."""
 
-    _fields_ = _fields(c_void_p, "forward backward scale shift mean slope offset")
+    _fields_ = _fields(c_void_p, "forward backward scale shift mean slope offset h dz")
 
 
 class PairArguments(Structure):
@@ -123,6 +132,18 @@ class PairArguments(Structure):
     ]
 
 
+class ProductArguments(Structure):
+    """A matrix product of a layer (``dense.cpp``)."""
+
+    _fields_ = [
+        *_fields(c_int64, "m n k"),
+        *_fields(c_void_p, "a b"),
+        *_fields(c_int64, "a_row a_col b_row b_col"),
+        *_fields(c_void_p, "bias out"),
+        ("half", c_int64),
+    ]
+
+
 STRUCTURES = {
     "isa": (),
     "part": (
@@ -133,5 +154,13 @@ STRUCTURES = {
         NetworkWeights,
         JetArguments,
     ),
-    "training": (Rows, AttentionArguments, ChainArguments, PairLayer, PairArguments),
+    "training": (
+        Rows,
+        AttentionArguments,
+        ChainArguments,
+        EdgeArguments,
+        PairLayer,
+        PairArguments,
+        ProductArguments,
+    ),
 }

@@ -13,16 +13,28 @@ def usable(*tensors):
     """Whether the kernels can take the place of PyTorch's operations on tensors.
 
     They see float32 on a CPU, and no tracer sees them: neither those that compile or export a
-    graph, nor one that counts operations.
+    graph, nor one that counts operations. Under autocast to bfloat16 they run where the processor
+    multiplies such numbers: products round their factors, and all else stays in float32.
     """
     return (
         all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
+        and not torch.compiler.is_compiling()
         and not is_in_torch_dispatch_mode()
         and load("training") is not None
+        and (not torch.is_autocast_enabled("cpu") or (autocasts() and multiplies_half()))
     )
+
+
+def autocasts():
+    """Whether this is within autocast to bfloat16 on a CPU."""
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
+def multiplies_half():
+    """Whether this processor multiplies numbers in bfloat16."""
+    library = load("training")
+    return library is not None and bool(library.multiplies_half())
 
 
 def run(name, arguments):

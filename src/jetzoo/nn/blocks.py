@@ -10,6 +10,7 @@ from ..attention import attention, check_backend
 from ..attention.jagged import packed_attention
 from ..modules import fusible, unmodified
 from ..native.chains import add_norm, gelu_norm, layer_norm, scaled_add
+from ..native.dense import dense, linear
 from ..native.training import usable
 from .pairs import PairBias
 
@@ -104,16 +105,17 @@ class Attention(nn.Module):
         own = isinstance(bias, PairBias)
         if (own or bias is None) and self.works_on_pairs(x, layout):
             out = packed_attention(
-                self.in_proj(x),
+                dense(self.in_proj, x),
                 self.num_heads,
                 layout,
                 bias=bias.pairs if own else None,
                 dropout_p=self.dropout if self.training else 0.0,
             )
-            return self.out_proj(out)
-        q, k, v = (layout.pad(part) for part in self.in_proj(x).chunk(3, dim=-1))
-        dense = bias.dense if own else bias
-        return self.out_proj(layout.unpad(self.attend(q, k, v, dense, layout.mask)))
+            return dense(self.out_proj, out)
+        q, k, v = (layout.pad(part) for part in dense(self.in_proj, x).chunk(3, dim=-1))
+        matrices = bias.dense if own else bias
+        out = self.attend(q, k, v, matrices, layout.mask)
+        return dense(self.out_proj, layout.unpad(out))
 
 
 class ClassAttention(Attention):
@@ -139,14 +141,14 @@ class ClassAttention(Attention):
             dim = self.out_proj.in_features  # a number in exported graphs, too
             w_q, w_kv = self.in_proj.weight.split((dim, 2 * dim))
             b_q, b_kv = self.in_proj.bias.split((dim, 2 * dim))
-            q = nn.functional.linear(query, w_q, b_q)
-            own, others = (nn.functional.linear(tokens, w_kv, b_kv) for tokens in (cls, x))
+            q = linear(query, w_q, b_q)
+            own, others = (linear(tokens, w_kv, b_kv) for tokens in (cls, x))
         else:
             q = self.in_proj(query).chunk(3, dim=-1)[0]
             own, others = (torch.cat(self.in_proj(t).chunk(3, dim=-1)[1:], -1) for t in (cls, x))
         kv = torch.cat((own, layout.pad(others)), dim=1)  # (B, 1 + n, 2 D)
         mask = torch.cat((torch.ones_like(layout.mask[:, :1]), layout.mask), dim=1)
-        return self.out_proj(self.attend(q, *kv.chunk(2, dim=-1), None, mask))
+        return dense(self.out_proj, self.attend(q, *kv.chunk(2, dim=-1), None, mask))
 
 
 class Block(nn.Module):
@@ -218,7 +220,7 @@ class Block(nn.Module):
         x = add_norm(x, mixed, scale, self.post_attn_norm, dropout)
         hidden = layer_norm(x, self.pre_fc_norm)
         hidden = gelu_norm(hidden, self.fc1, self.post_fc_norm, act_dropout, self.act)
-        return scaled_add(x, self.fc2(hidden), self.w_resid, dropout)
+        return scaled_add(x, dense(self.fc2, hidden), self.w_resid, dropout)
 
 
 class ParticleBlock(Block):

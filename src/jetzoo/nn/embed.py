@@ -4,7 +4,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..modules import fusible
+from ..native import edges
 from ..native.chains import gelu_norm, layer_norm
+from ..native.dense import dense
 
 
 def batch_norm(norm, x):
@@ -20,6 +22,22 @@ def batch_norm(norm, x):
     else:
         rows = norm(rows)
     return rows.view_as(x)
+
+
+def norm_relu(norm, x):
+    """``batch_norm(norm, x).relu()`` of rows (..., C)."""
+    rows = x.flatten(0, -2)[:, None]
+    if edges.takes(norm, rows):
+        return edges.norm_relu(norm, rows).view_as(x)
+    return batch_norm(norm, x).relu()
+
+
+def mean_norm_relu(norm, x):
+    """The mean over the last but one axis of ``batch_norm(norm, x).relu()``, (..., k, C)."""
+    groups = x.flatten(0, -3)
+    if edges.takes(norm, groups):
+        return edges.norm_relu(norm, groups).view(*x.shape[:-2], -1)
+    return batch_norm(norm, x).relu().mean(-2)
 
 
 class Embed(nn.Module):
@@ -51,7 +69,7 @@ class Embed(nn.Module):
         x = layer_norm(x, norm)
         for linear, norm in zip(layers[::3], layers[2::3], strict=True):
             x = gelu_norm(x, linear, norm)
-        return act(last(x))
+        return act(dense(last, x))
 
     def parts(self):
         """List the modules that a fused form computes together, with their classes."""

@@ -62,20 +62,11 @@ class WeaverNetwork(nn.Module):
                     use_pre_activation_pair=False,
                 )
             self.mod.load_state_dict(own.state_dict())
-            self._say_kinds(own)
         except (AttributeError, TypeError, RuntimeError) as error:
             raise UserError(
                 "padded stands for weaver-core's own ParT or ParticleNet, whose weights are not "
                 "those of this network."
             ) from error
-
-    def _say_kinds(self, own):
-        """Say of weaver's modules what those of the same names say of themselves."""
-        weavers = dict(self.mod.named_modules())
-        for name, module in own.named_modules():
-            for attribute in ("layer_kinds", "mixes_particles"):
-                if hasattr(module, attribute) and name in weavers:
-                    setattr(weavers[name], attribute, getattr(module, attribute))
 
     def forward(self, points, features, lorentz_vectors, mask):
         """(B, 2, N), (B, C, N), (B, 4, N) and (B, 1, N) to logits (B, num_classes)."""

@@ -8,6 +8,8 @@ attention. Where nobody says a kind, it is the operation that PyTorch's layer is
 
 from torch import nn
 
+from jetzoo.engine import stock
+
 from .steps import AUTOGRAD, LOSS, NETWORK, OPTIMIZER, STEP
 
 REST, FUSED = "batching, packing, Python", "fused kernel"
@@ -58,6 +60,50 @@ FOLDED = {
     "cls_blocks": "class attention",
 }
 
+# What the parts of weaver-core's own networks are.
+WEAVER = {
+    "embed": "embedding",
+    "pf_embed": "embedding",
+    "sv_embed": "embedding",
+    "pf_conv": "embedding",
+    "sv_conv": "embedding",
+    "bn_fts": "embedding",
+    "pair_embed": "pair embedding",
+    "blocks": "feed-forward",
+    "cls_blocks": "class attention",
+    "edge_convs": "edge convolutions",
+    "norm": "head",
+    "fc": "head",
+}
+WEAVER_ATTENTION = ("attn", "pre_attn_norm", "post_attn_norm")
+
+
+def kinds_of_weavers(network):
+    """Kinds of what is in weaver-core's own networks, and the modules that mix particles.
+
+    Parameters
+    ----------
+    network : nn.Module
+        See :func:`jetzoo.engine.stock.find`.
+
+    Returns
+    -------
+    dict of str to str, set of nn.Module
+    """
+    said, mixers = {}, set()
+    for outer, tagger in stock.find(network).items():
+        for inner, module in tagger.named_modules(prefix=outer):
+            if not stock.is_weavers(module):
+                continue
+            parts = {name: kind for name, kind in WEAVER.items() if hasattr(module, name)}
+            for i, block in enumerate(getattr(module, "blocks", ())):
+                parts |= {f"blocks.{i}.{name}": "attention" for name in WEAVER_ATTENTION}
+                mixers.add(block.attn)
+            mixers.update(block.attn for block in getattr(module, "cls_blocks", None) or ())
+            mixers.update(getattr(module, "edge_convs", ()))
+            said |= {".".join(filter(None, (inner, name))): kind for name, kind in parts.items()}
+    return said, mixers
+
 
 class Kinds:
     """Kind and operation of every module of a network, by its name.
@@ -69,7 +115,7 @@ class Kinds:
 
     def __init__(self, network):
         self.modules = dict(network.named_modules())
-        self.said, self.mixers = {}, set()
+        self.said, self.mixers = kinds_of_weavers(network)
         for name, module in self.modules.items():
             folded = hasattr(module, "cls_mixers")
             kinds = FOLDED if folded or hasattr(module, "stage_seconds") else {}

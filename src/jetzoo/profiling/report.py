@@ -3,12 +3,13 @@
 import html
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import awkward as ak
 import torch
 
-from jetzoo import UserError, repository
+from jetzoo import UserError, choices, repository
 from jetzoo import page as pages
 from jetzoo.jets import read_jets, true_labels
 from jetzoo.state import restored
@@ -35,7 +36,7 @@ class ProfileReport:
     Attributes
     ----------
     about : dict
-        Network, data, number of jets and machine.
+        Network, data, number of jets, machine, and the times of :mod:`jetzoo.choices`.
     runs : list of ProfileRun
     loading : Loading or None
     notes : list of str
@@ -130,6 +131,12 @@ class ProfileReport:
             for line in summary.module_lines(run)[:LINES]:
                 found[-1].add_row(*(line[column] for column in columns))
             found[-1].caption = "smaller ones are in index.html and modules.csv"
+        wins = Counter(map(choices.winner, self.about["fastest"].values()))
+        if wins:
+            found.append(Table("fastest here", "kinds of work", title="chosen by timing"))
+            for way, count in wins.most_common():
+                found[-1].add_row(way, str(count))
+            found[-1].caption = "the times of each are in profile.json"
         return found
 
     def page(self, panels, contents):
@@ -291,6 +298,7 @@ def profile(
         "data": [str(path) for path in files],
         "jets": len(jets),
         "machine": machine_stamp(tagger.device),
+        "fastest": choices.known(tagger.device),
     }
     return ProfileReport(about, runs, found, notes)
 

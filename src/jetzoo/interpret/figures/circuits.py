@@ -11,6 +11,7 @@ from jetzoo.style import OKABE_ITO
 from .primitives import NEUTRAL, annotated, grid, plain_ticks
 
 ROLE_COLORS = dict(zip(("source", "relay", "readout"), OKABE_ITO[:3], strict=True))
+ROLE_COLORS["not patched"] = "0.6"
 FAINTEST = 0.02  # of the effect of corrupting the jet; edges of less are left out
 
 
@@ -35,7 +36,8 @@ def node_effects(effects):
         for e in (e for e in effects if e["mode"] == mode):
             node = e["node"]
             place = node.head if node.what == "head" else column[node.what]
-            values[layers.index((node.kind, node.layer)), place] = -1000 * e["auc_change"]
+            lost = np.round(-1000 * e["auc_change"]) + 0.0  # which makes 0 of -0
+            values[layers.index((node.kind, node.layer)), place] = lost
         title = f"{mode} ablation:\n" r"AUC lost $\times\,1000$"
         annotated(panel, values, title, "{:.0f}", cmap="PuOr", vmin=-limit, vmax=limit)
         names = [str(h + 1) for h in range(heads)] + ["FF", "U"]
@@ -54,7 +56,7 @@ def circuit_graph(found, roles):
     ----------
     found : Circuit
     roles : dict of Node to str
-        "source", "relay" or "readout".
+        See :func:`jetzoo.interpret.circuit_report.roles`.
     """
     means = [e for e in found.effects if e["mode"] == "mean"]
     layers = list(dict.fromkeys((e["node"].kind, e["node"].layer) for e in means))
@@ -78,16 +80,25 @@ def circuit_graph(found, roles):
         }
         for node in found.heads:
             panel.scatter(
-                *places[node], s=260, color=ROLE_COLORS[roles[node]], zorder=3, edgecolors="white"
+                *places[node], s=200, color=ROLE_COLORS[roles[node]], zorder=3, edgecolors="white"
             )
-            text = node.name if node not in direct else f"{node.name}\n{100 * direct[node]:.0f}%"
+            text = node.name
+            if abs(direct.get(node, 0)) >= FAINTEST:
+                text += f"\n{100 * direct[node]:.0f}%"
             panel.annotate(
-                text, places[node], (0, 11), textcoords="offset points", ha="center", fontsize=8
+                text,
+                places[node],
+                (10, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7,
+                zorder=4,
+                bbox={"facecolor": "white", "alpha": 0.7, "lw": 0, "pad": 0.5},
             )
         panel.set_title(corruption.replace("_", " "), fontsize=10)
         names = [f"{'L' if kind == 'particle' else 'C'}{layer + 1}" for kind, layer in layers]
         panel.set_xticks(range(len(layers)), names)
-        panel.set_xlim(-0.6, len(layers) - 0.4)
+        panel.set_xlim(-0.6, len(layers) + 0.2)
         panel.set_xlabel("layer")
         plain_ticks(panel)
         panel.xaxis.set_minor_locator(NullLocator())
@@ -96,8 +107,9 @@ def circuit_graph(found, roles):
     handles = [
         Line2D([], [], marker="o", ls="none", color=color, ms=9, label=role)
         for role, color in ROLE_COLORS.items()
+        if role in roles.values()
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(ROLE_COLORS))
     return figure
 
 

@@ -44,8 +44,9 @@ def score_ratio(study):
     axes = figure.add_subplot()
     colors = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(study.ratios)))
     for layer, counts in enumerate(study.ratios):
-        share = counts / max(counts.sum(), 1)
-        axes.stairs(share, 10.0**RATIO_EDGES, color=colors[layer], label=f"layer {layer + 1}")
+        if counts.any():
+            share = counts / counts.sum()
+            axes.stairs(share, 10.0**RATIO_EDGES, color=colors[layer], label=f"layer {layer + 1}")
     axes.axvline(1, color=NEUTRAL, lw=1, ls=":")
     axes.set(
         xscale="log",

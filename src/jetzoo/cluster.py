@@ -1,0 +1,105 @@
+"""Tasks on a cluster of dask.distributed, on this machine or on others."""
+
+import contextlib
+import logging
+import os
+
+from jetzoo import UserError
+from jetzoo.repository import reason
+
+# Times that the process of a task may end before the task is given up.
+ATTEMPTS = 3
+
+
+@contextlib.contextmanager
+def connect(workers=None, address=None):
+    """A client of a cluster.
+
+    Parameters
+    ----------
+    workers : int, optional
+        Processes to start on this machine; they end with the block.
+    address : str, optional
+        Of the scheduler of a cluster that runs already, such as ``tcp://host:8786``.
+
+    Yields
+    ------
+    distributed.Client
+
+    Raises
+    ------
+    UserError
+        If ``distributed`` is not installed, or no scheduler answers.
+    """
+    try:
+        import dask
+        import distributed
+    except ImportError as error:
+        raise UserError(
+            f"Workers need {error.name}, which is not installed: pip install 'jetzoo[scale]'."
+        ) from error
+    # What it has to say of workers that end is said in a sentence, if it matters.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS})
+    with contextlib.ExitStack() as stack:
+        try:
+            if address is None:
+                address = stack.enter_context(
+                    distributed.LocalCluster(
+                        n_workers=workers,
+                        threads_per_worker=1,
+                        memory_limit=0,
+                        dashboard_address=None,
+                    )
+                )
+            client = stack.enter_context(distributed.Client(address))
+        except (OSError, ValueError) as error:
+            raise UserError(f"No cluster answers at {address}: {reason(error)}.") from error
+        yield client
+
+
+def run(client, function, tasks):
+    """Run a function of a module on the workers of a cluster.
+
+    A task whose worker ends before it is given to another one.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    function : callable
+    tasks : iterable of tuple
+        Arguments, which travel as pickles.
+
+    Yields
+    ------
+    object
+        What the function returns, in the order in which the tasks end.
+
+    Raises
+    ------
+    UserError
+        That a task raised; or if the workers end again and again, or the scheduler is gone.
+    """
+    import distributed
+
+    futures = [client.submit(function, *task, pure=False) for task in tasks]
+    try:
+        for future in distributed.as_completed(futures):
+            yield future.result()
+            future.release()
+    except distributed.KilledWorker as error:
+        raise UserError(
+            f"{ATTEMPTS + 1} processes ended while they worked on one task, perhaps for lack of "
+            "memory: what is finished is kept, and the same command goes on from there."
+        ) from error
+    except (distributed.CancelledError, distributed.comm.CommClosedError) as error:
+        raise UserError(
+            "The cluster is gone: what is finished is kept, and the same command goes on."
+        ) from error
+    finally:
+        client.cancel(futures)
+
+
+def threads(workers=None):
+    """Threads of a task: its share of this machine, or one where dask itself counts threads."""
+    return max(1, (os.cpu_count() or 1) // workers) if workers else 1
