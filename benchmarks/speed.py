@@ -44,6 +44,7 @@ from tqdm import tqdm
 
 from jetzoo import accelerate, profiling, repository
 from jetzoo.engine import batching, folding
+from jetzoo.native.peak import peaks
 
 BASE = "weaver eager"
 PEER, OURS = "#999999", "#0072B2"
@@ -250,12 +251,14 @@ def measure(args):
     some = [x.to(args.device) for x in first(jets, 256)]
     flops = profiling.flops(lambda: model(*some)) / 256
     product, copy = profiling.machine_peak(args.device)
+    fp32, int8 = peaks() if torch.device(args.device).type == "cpu" else (None, None)
     stamp = profiling.machine_stamp(args.device)
     largest = max(args.batch_sizes)
     memory = peak_memories(calls, args.device, largest, args.data)
     rows = []
     for size, (count, seconds) in timings.items():
         for name in calls:
+            peak = None if "bf16" in name else int8 if "int8" in name else fp32
             low, speed, high = np.quantile(count / seconds[name], (0.25, 0.5, 0.75))
             rows.append(
                 {
@@ -268,8 +271,9 @@ def measure(args):
                     "times_weaver_eager": f"{median_ratio(seconds[BASE], seconds[name]):.3f}",
                     "peak_mib": f"{memory[name] / 2**20:.1f}" if size == largest else "",
                     "logit_difference": f"{(logits[name] - logits[BASE]).abs().max():.2g}",
-                    "share_of_product": f"{flops * speed / product:.4f}",
+                    "share_of_peak": share(flops * speed, peak),
                     "mflop_per_jet": f"{flops / 1e6:.1f}",
+                    "peak_gflops": peak and f"{peak / 1e9:.1f}",
                     "product_gflops": f"{product / 1e9:.1f}",
                     "copy_gb_per_s": f"{copy / 1e9:.1f}",
                     "data": args.data.name,
@@ -277,6 +281,11 @@ def measure(args):
                 }
             )
     return rows
+
+
+def share(speed, peak):
+    """Operations per second over what the units of the processor do in registers."""
+    return None if peak is None else f"{speed / peak:.4f}"
 
 
 def panels_of(rows):

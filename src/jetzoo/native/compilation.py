@@ -37,6 +37,7 @@ SOURCES = Path(__file__).parent
 PART_KERNELS = ("part_group", "part_layers", "part_pairs", "part_attention")
 LIBRARIES = {
     "isa": ("isa",),
+    "peak": ("peak",),
     "part": ("threads", "workspace", "part", *PART_KERNELS),
     "training": (
         "threads",
@@ -118,7 +119,7 @@ def load(name):
 
     Parameters
     ----------
-    name : {"part", "training", "isa"}
+    name : {"part", "training", "isa", "peak"}
 
     Returns
     -------

@@ -146,6 +146,7 @@ class ProductArguments(Structure):
 
 STRUCTURES = {
     "isa": (),
+    "peak": (),
     "part": (
         DenseWeights,
         FeedForwardWeights,

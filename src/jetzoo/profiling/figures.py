@@ -104,7 +104,7 @@ def roofline(run, colours):
     # Two decades at least.
     speeds = [row.flops / row.seconds / 1e9 for row in rows]
     slowest = min(*speeds, limits.flops / 1e11, limits.flops / 1e9)
-    fastest = max(*speeds, limits.flops / 1e11, limits.flops / 1e9)
+    fastest = max(*speeds, (limits.peak or limits.flops) / 1e9)
     axes.set(
         xscale="log",
         yscale="log",
@@ -123,7 +123,7 @@ def roofline(run, colours):
 
 
 def _draw_limits(axes, limits, x):
-    """Draw the roofs of the memory, of the cache and of the matrix product over intensities."""
+    """Draw the roofs of memory, cache, matrix product and arithmetic units over intensities."""
     small = {"textcoords": "offset points", "fontsize": 8}
     for bandwidth, style, label in ((limits.memory, "-", "memory"), (limits.cache, "--", "cache")):
         y = np.minimum(limits.flops, x * bandwidth) / 1e9
@@ -132,6 +132,11 @@ def _draw_limits(axes, limits, x):
         axes.annotate(text, (x[8], y[8]), (7, -2), va="top", **small)
     corner = (limits.flops / limits.cache, limits.flops / 1e9)
     axes.annotate(f"matrix product {limits.flops / 1e9:.3g} GFLOP/s", corner, (0, 4), **small)
+    if limits.peak is not None:
+        corner = limits.peak / limits.cache, limits.peak / 1e9
+        axes.hlines(corner[1], corner[0], x[-1], linestyle=":", color="black", lw=1.2)
+        text = f"multiply-add in registers {limits.peak / 1e9:.3g} GFLOP/s"
+        axes.annotate(text, corner, (0, 4), **small)
 
 
 def _draw_modules(axes, rows, total, colours):

@@ -10,6 +10,8 @@ from itertools import accumulate
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from ..native.peak import peaks
+
 aten = torch.ops.aten
 
 
@@ -236,6 +238,9 @@ class Limits:
     ----------
     flops : float
         Of a large matrix product, FLOP/s.
+    peak : float or None
+        Of multiplications and additions in float32 that stay in the registers of a processor,
+        FLOP/s; None on a GPU, in other dtypes and without a compiler.
     memory : float
         Of a large copy, read and written, bytes/s.
     cache : float
@@ -245,6 +250,7 @@ class Limits:
     """
 
     flops: float
+    peak: float | None
     memory: float
     cache: float
     call: float
@@ -283,8 +289,10 @@ def machine_limits(device="cpu", dtype=torch.float32):
 
     with torch.inference_mode():
         timings = interleaved({"cached": cached, "small": small}, repeats=7, device=device)
+    in_registers = torch.device(device).type == "cpu" and dtype == torch.float32
     return Limits(
         product,
+        peaks()[0] if in_registers else None,
         memory,
         SMALL_CALLS * 2 * block.nbytes / min(timings["cached"]),
         min(timings["small"]) / (3 * SMALL_CALLS),
