@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "jetzoo"
 
 # From the top: the rooms of a floor, and what the floor is for.
 FLOORS = (
-    (("cli",), "the commands"),
-    (("networks", "plugin", "training"), "what weaver asks of a network file"),
+    (("cli", "insight", "arguments"), "the commands"),
+    (("networks", "plugin", "training", "prediction"), "what weaver asks of a network file"),
     (("interpret", "profiling", "comparison", "export", "cpp"), "look at a network, or hand it on"),
     (("tagger",), "load and predict"),
     (("acceleration",), "the conductor: fold, int8, kernels"),
