@@ -318,13 +318,22 @@ def trimmed(call):
     return run
 
 
-def in_buckets(call, size=32):
-    """Let a network see buckets of jets of similar length, cut to their longest jet."""
+def in_buckets(call, size=32, several=map):
+    """Let a network see buckets of jets of similar length, cut to their longest jet.
+
+    Parameters
+    ----------
+    call : callable
+    size : int
+        Jets of a bucket.
+    several : callable
+        Called as ``map``; may run several buckets at once.
+    """
 
     def run(*jets):
         order = jets[-1].sum(2)[:, 0].argsort()
-        parts = [trimmed(call)(*(x[rows] for x in jets)) for rows in order.split(size)]
-        logits = torch.cat(parts)
+        buckets = [[x[rows] for x in jets] for rows in order.split(size)]
+        logits = torch.cat([*several(lambda bucket: trimmed(call)(*bucket), buckets)])
         return torch.empty_like(logits).index_copy_(0, order, logits)
 
     return run
@@ -357,8 +366,8 @@ def particles(vectors, mask, **columns):
     return ak.zip(table, depth_limit=1)
 
 
-def read_jets(path):
-    """Read the inputs of a network with the kinematic features, padded as weaver pads them.
+def read_table(path):
+    """Read jets as the data configs take them.
 
     Parameters
     ----------
@@ -368,13 +377,41 @@ def read_jets(path):
 
     Returns
     -------
+    ak.Array of records, (B,)
+    """
+    if path.suffix != ".npz":
+        return ak.from_parquet(path)
+    with np.load(path) as file:
+        return particles(file["pf_vectors"], file["pf_mask"][:, 0] > 0)
+
+
+def read_jets(path):
+    """Read the inputs of a network with the kinematic features, padded as weaver pads them.
+
+    Parameters
+    ----------
+    path : Path
+        See :func:`read_table`.
+
+    Returns
+    -------
     list of Tensor
     """
-    if path.suffix == ".npz":
-        with np.load(path) as file:
-            jets = particles(file["pf_vectors"], file["pf_mask"][:, 0] > 0)
-    else:
-        jets = ak.from_parquet(path)
+    return inputs_of(read_table(path))
+
+
+def inputs_of(jets):
+    """The inputs of a network with the kinematic features, padded as weaver pads them.
+
+    Parameters
+    ----------
+    jets : ak.Array of records
+        See :func:`read_table`.
+
+    Returns
+    -------
+    list of Tensor
+    """
     inputs = data_config.Inputs(data_config.read(DATA_CONFIG))
     return [torch.from_numpy(x) for x in inputs(jets).values()]
 

@@ -222,11 +222,25 @@ def deploy_table(results):
     return table(headings, [[row[key] for key in keys] for row in rows], words=(0, 1))
 
 
+def deploy_batches_table(results):
+    """Files in onnxruntime, on one thread and on two."""
+    rows = read_csv(results / "deploy_batches_cpu.csv")
+    threads = list(dict.fromkeys(row["threads"] for row in rows))
+    headings = ["model", "what", "variant"]
+    headings += [f"{n} thread{'s' * (n != '1')} [ms/jet]" for n in threads]
+    body = {}
+    for row in rows:
+        cell = f"{row['ms_per_jet']} ({row['times_weaver']}x)"
+        body.setdefault((row["model"], row["case"], row["variant"]), []).append(cell)
+    return table(headings, [[*key, *cells] for key, cells in body.items()], words=(0, 1, 2))
+
+
 BLOCKS = {
     "zoo tables": zoo_tables,
     "results": short_table,
     "speed": speed_table,
     "deploy": deploy_table,
+    "deploy batches": deploy_batches_table,
     "training step": training_table,
     "int8": int8_table,
 }

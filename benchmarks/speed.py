@@ -4,14 +4,18 @@
     python benchmarks/speed.py --data jets.npz
     python benchmarks/speed.py --device cuda --batch-sizes 1 512 4096 16384
 
-Every variant has the same weights and gets the same jets, one call of each in turn. Writes
+Every variant has the same weights and gets the same jets, one call of each in turn. OpenVINO is in
+the extra ``peers``; without it its row is left out. Writes
 ``results/speed_<device>.csv`` beside this file and ``figures/speed_<device>.{png,pdf}``.
 """
 
 import argparse
 import ctypes
+import importlib.util
+import queue
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -81,6 +85,33 @@ def onnx_buckets(model, device):
     return in_buckets(onnx_eager(model))
 
 
+def openvino_buckets(model, device):
+    """OpenVINO with its settings for throughput: buckets of 32 jets of similar length at once."""
+    import openvino
+
+    core = openvino.Core()
+    settings = {
+        "PERFORMANCE_HINT": "THROUGHPUT",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    file = core.read_model(weaver_onnx(model, "logits"))
+    compiled = core.compile_model(file, "CPU", settings)
+    requests = queue.SimpleQueue()
+    count = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+    for _ in range(count):
+        requests.put(compiled.create_infer_request())
+
+    def call(points, *others):
+        request = requests.get()
+        out = request.infer([x.contiguous().numpy() for x in others])[0]
+        logits = torch.from_numpy(out.copy())
+        requests.put(request)
+        return logits
+
+    return in_buckets(call, several=ThreadPoolExecutor(count).map)
+
+
 def plain_micro_batches(model, device):
     """The network as it is, in micro-batches one after the other."""
     frozen = folding.freeze(model, device)
@@ -117,6 +148,7 @@ PEERS = {
     "weaver torch.compile, bf16": in_bf16(weaver_compiled),
     "weaver in onnxruntime": onnx_padded,
     "weaver in onnxruntime, length buckets": onnx_buckets,
+    "weaver in OpenVINO, length buckets": openvino_buckets,
 }
 STEPS = {
     "packed, one triangle of real pairs": lambda model, device: model.to(device),
@@ -133,9 +165,11 @@ VARIANTS = PEERS | STEPS
 def variants(device):
     """Names of what makes sense on a device."""
     if torch.device(device).type == "cuda":  # no micro-batches in threads, no onnxruntime
-        skipped = ("onnxruntime", "+ a thread", "+ kernels", "int8")
+        skipped = ["onnxruntime", "OpenVINO", "+ a thread", "+ kernels", "int8"]
     else:
-        skipped = ("torch.compile, bf16",)
+        skipped = ["torch.compile, bf16"]
+    if importlib.util.find_spec("openvino") is None:
+        skipped.append("OpenVINO")
     return [name for name in VARIANTS if not any(word in name for word in skipped)]
 
 
