@@ -239,7 +239,7 @@ def test_ablations_of_options_that_only_weaver_has(tmp_path, jets):
 
 def test_what_cannot_be_looked_into_is_named():
     model = Wrapper(weaver_part(**NATIVE, for_segmentation=True))
-    with pytest.raises(jetzoo.UserError, match=r"cannot be looked into .* for_segmentation"):
+    with pytest.raises(jetzoo.UserError, match=r"cannot be looked into: .*for_segmentation"):
         jetzoo.acceleration.counterpart(model)
 
 

@@ -138,7 +138,7 @@ def counterpart(model):
         prove(frozen, twin)
     except stock.Unsupported as error:
         name = type(frozen).__name__
-        raise UserError(f"{name} cannot be looked into or exported: {error}.") from error
+        raise UserError(f"{name} cannot be looked into: {error}.") from error
     return twin
 
 
