@@ -7,7 +7,7 @@ demo: .venv/.installed
 	./train_QuarkGluon.sh ParT kin --demo
 
 test: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The random files and options of `make test`, but other ones at each run, and 80 times as many.
 fuzz: .venv/.installed

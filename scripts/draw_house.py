@@ -15,9 +15,10 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "jetzoo"
 
 # From the top: the rooms of a floor, and what the floor is for.
 FLOORS = (
-    (("cli",), "the commands"),
-    (("networks", "plugin", "training"), "what weaver asks of a network file"),
-    (("interpret", "profiling", "comparison", "export", "cpp"), "look at a network, or hand it on"),
+    (("cli", "insight", "arguments"), "the commands"),
+    (("networks", "plugin"), "what weaver asks of a network file"),
+    (("interpret", "profiling", "export", "cpp"), "look at a network, or hand it on"),
+    (("training", "prediction", "comparison"), "many jets"),
     (("tagger",), "load and predict"),
     (("acceleration",), "the conductor: fold, int8, kernels"),
     (("int8",), "from folded to int8"),
@@ -120,11 +121,11 @@ class Floor:
         self.names, self.purpose = FLOORS[number]
         modules = [contents(files[name]) for name in self.names]
         # Rooms with many modules are wider, but the others have room for their names.
-        shares = [max(len(text), 90) for text in modules]
+        shares = [max(len(text), 130) for text in modules]
         free = RIGHT - LEFT - GAP * (len(shares) - 1)
         self.widths = [free * share / sum(shares) for share in shares]
         self.modules = [
-            textwrap.wrap(text, int(LETTERS * width))
+            textwrap.wrap(text, int(LETTERS * width), break_long_words=False)
             for text, width in zip(modules, self.widths, strict=True)
         ]
         self.height = 0.9 + LINE * max(map(len, self.modules))
@@ -135,7 +136,7 @@ class Floor:
         """Draw the rooms, and name the side rooms that they import."""
         title = self.y + self.height / 2 + 0.22
         ax.text(LEFT, title, f"{len(FLOORS) - self.number}", weight="bold", fontsize=10)
-        ax.text(LEFT + 0.4, title, self.purpose, style="italic", fontsize=8.5)
+        ax.text(LEFT + 0.6, title, self.purpose, style="italic", fontsize=8.5)
         x = LEFT
         for name, width, lines in zip(self.names, self.widths, self.modules, strict=True):
             colour = COLOURS[self.number % len(COLOURS)]

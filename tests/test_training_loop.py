@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import handmade
 import numpy as np
@@ -18,6 +19,7 @@ from weaver.train import parser
 from weaver.utils.nn.tools import evaluate_classification
 
 from jetzoo import UserError
+from jetzoo.native.training import multiplies_half
 from jetzoo.training import files, loop, program
 
 # A ParT of some hundred weights, whose loss is a hook of the test: STOP ends the process, or raises
@@ -431,3 +433,19 @@ def test_options_of_the_network(option, problem, run, monkeypatch):
     with pytest.raises(UserError, match=f"ParT cannot be built: .*{problem}"):
         run("net", *IN_MEMORY, "-o", option, 3)
     assert sys.excepthook is program.explain
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_amp_on_a_cpu(dtype):
+    """weaver's autocast is for GPUs; on a CPU with such products, this one is in bfloat16."""
+    model = torch.nn.Linear(64, 32)
+    x = torch.randn(5, 64)
+    args = SimpleNamespace(use_amp=True, amp_dtype=dtype)
+    network = loop.in_autocast(model, torch.device("cpu"), args)
+    if dtype == "fp16" or not multiplies_half():
+        assert network is model
+        return
+    out = network(x)
+    assert out.dtype == torch.float32
+    assert 1e-5 < (out - model(x)).abs().max() < 0.05
+    assert loop.in_autocast(model, "cpu", SimpleNamespace(use_amp=False, amp_dtype="bf16")) is model

@@ -6,13 +6,12 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from jetzoo import UserError, __version__
+from jetzoo import UserError, __version__, insight
 from jetzoo.arguments import (
     add_tagger,
     default_folder,
     expand_files,
     input_files,
-    jet_selection,
     load_tagger,
     network_options,
     positive_integer,
@@ -112,127 +111,6 @@ def run_predict(args):
         )
     for path in found.outputs:
         print(f"wrote {path}")
-
-
-def add_attention(parser):
-    _add_jets(parser, "all; those with indices are drawn", "attention", subjets=True)
-    parser.add_argument(
-        "--ablate", action="store_true", help="measure what is lost without some of the attention"
-    )
-
-
-def run_attention(args):
-    from jetzoo import interpret
-
-    options = {"with_ablations": args.ablate, "num_subjets": args.subjets}
-    _write_report(args, "attention", interpret.explain, **options)
-
-
-def add_explore(parser):
-    _add_jets(parser, "50 at equal distances", subjets=True)
-    parser.add_argument("--out", required=True, metavar="FILE", help="the page, .html")
-
-
-def run_explore(args):
-    from jetzoo import interpret, tables
-    from jetzoo import page as pages
-
-    out = tables.check_output(args.out, (*args.data, *input_files(args)), ".html")
-    tagger = load_tagger(args)
-    page, notes = interpret.explore(
-        tagger, args.network, args.data, jets=args.jets, num_subjets=args.subjets
-    )
-    pages.write(out.parent, {out.name: page})
-    for note in notes:
-        print(f"note: {note}")
-    print(f"wrote {out}, {len(page) / 1e6:.1f} MB; open it in a browser")
-
-
-def add_probe(parser):
-    _add_jets(parser, "all", "probes")
-
-
-def run_probe(args):
-    from jetzoo import interpret
-
-    _write_report(args, "probes", interpret.probe)
-
-
-def add_circuit(parser):
-    _add_jets(parser, "1000 at equal distances", "circuit")
-
-
-def run_circuit(args):
-    from jetzoo import interpret
-
-    _write_report(args, "circuit", interpret.circuit)
-
-
-def add_prune(parser):
-    add_tagger(parser)
-    for name, text in (
-        ("--train", "labelled jets to fine-tune on; they are read into memory"),
-        ("--val", "labelled jets that decide which layers can go"),
-        ("--data", "labelled jets to compare the networks on, which take no part in the choice"),
-    ):
-        parser.add_argument(name, nargs="+", required=True, metavar="FILE", help=text)
-    text = "of each fine-tuning (default: 3)"
-    parser.add_argument("--epochs", type=positive_integer, default=3, metavar="N", help=text)
-    text = "default: the folder pruned beside the checkpoint, or here for a model card"
-    parser.add_argument("--out", metavar="DIR", help=text)
-
-
-def run_prune(args):
-    from jetzoo import interpret, tables
-
-    folder = default_folder(args, "pruned")
-    tables.check_folder(folder)
-    files = (args.train, args.val, args.data)
-    options = {"epochs": args.epochs, **network_options(args)}
-    report = interpret.prune(load_tagger(args), args.network, args.data_config, *files, **options)
-    _show_report(report, folder)
-    print(f"wrote {folder}")
-
-
-def _add_jets(parser, default, folder=None, subjets=False):
-    """Arguments of a command that looks into a network at some jets."""
-    add_tagger(parser)
-    parser.add_argument(
-        "--data", nargs="+", required=True, metavar="FILE", help="jets, .root or .parquet"
-    )
-    text = "the first N jets, or the jets with these indices; '7,' is jet 7 alone"
-    parser.add_argument(
-        "--jets", type=jet_selection, metavar="N|I,J,...", help=f"{text} (default: {default})"
-    )
-    if subjets:
-        text = "default: 3 for t -> bqq', 2 for the others"
-        parser.add_argument("--subjets", type=int, choices=(2, 3), help=text)
-    if folder is not None:
-        text = f"default: the folder {folder} beside the checkpoint, or here for a model card"
-        parser.add_argument("--out", metavar="DIR", help=text)
-        parser.add_argument("--batch-size", type=positive_integer, default=64, metavar="N")
-
-
-def _show_report(report, folder):
-    """Write a report to a folder, and print its tables and notes."""
-    from rich.console import Console
-
-    report.write(folder)
-    Console().print(*report.tables())
-    for note in report.notes:
-        print(f"note: {note}")
-
-
-def _write_report(args, name, find, **options):
-    """Find something out about a network, write it to a folder, and print it."""
-    from jetzoo import tables
-
-    folder = default_folder(args, name)
-    tables.check_folder(folder)
-    options |= {"jets": args.jets, "batch_size": args.batch_size, **network_options(args)}
-    report = find(load_tagger(args), args.network, args.data, **options)
-    _show_report(report, folder)
-    print(f"wrote {folder / 'index.html'}, and figures and tables beside it")
 
 
 def add_models(parser):
@@ -479,11 +357,26 @@ def run_path(args):
 COMMANDS = (
     ("evaluate", "what predictions are worth, with figures", add_evaluate, run_evaluate),
     ("predict", "scores of a trained network on files of jets", add_predict, run_predict),
-    ("attention", "what a trained network looks at", add_attention, run_attention),
-    ("explore", "a page to explore the attention in single jets", add_explore, run_explore),
-    ("probe", "what a trained network knows, layer by layer", add_probe, run_probe),
-    ("circuit", "which parts of a network carry its decision", add_circuit, run_circuit),
-    ("prune", "a network without the layers that its AUC can spare", add_prune, run_prune),
+    ("attention", "what a trained network looks at", insight.add_attention, insight.run_attention),
+    (
+        "explore",
+        "a page to explore the attention in single jets",
+        insight.add_explore,
+        insight.run_explore,
+    ),
+    ("probe", "what a trained network knows, layer by layer", insight.add_probe, insight.run_probe),
+    (
+        "circuit",
+        "which parts of a network carry its decision",
+        insight.add_circuit,
+        insight.run_circuit,
+    ),
+    (
+        "prune",
+        "a network without the layers that its AUC can spare",
+        insight.add_prune,
+        insight.run_prune,
+    ),
     ("profile", "where the time of a network goes", add_profile, run_profile),
     ("quantize", "an int8 form of a network, and what it costs", add_quantize, run_quantize),
     ("export", "a trained network as an ONNX file or a library in C++", add_export, run_export),

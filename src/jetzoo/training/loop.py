@@ -7,10 +7,17 @@ import sys
 from pathlib import Path
 
 import torch
-from weaver.utils.nn.tools import train_classification, train_regression, unwrap_model
+from torch import nn
+from weaver.utils.nn.tools import (
+    get_autocast_config,
+    train_classification,
+    train_regression,
+    unwrap_model,
+)
 
 from jetzoo import UserError, tables
 from jetzoo.labels import is_regression, outputs
+from jetzoo.native.training import multiplies_half
 
 from . import resuming
 from .evaluation import evaluation
@@ -67,7 +74,8 @@ class TrainingLoop:
         train = train_regression if self.is_regression else train_classification
         if self.is_regression:
             batches.stacks_targets = True
-        train(model, batches.check(loss_func), opt, scheduler, batches, dev, epoch, **arguments)
+        network = in_autocast(model, dev, weaver["args"])
+        train(network, batches.check(loss_func), opt, scheduler, batches, dev, epoch, **arguments)
         for name in not_finite(unwrap_model(model)):
             if name not in self._masks:
                 raise UserError(
@@ -213,6 +221,31 @@ class ValidationMetric(float):
         return self.is_best
 
     __lt__ = __gt__
+
+
+def in_autocast(model, dev, args):
+    """The network for ``--use-amp``: weaver's own autocast is for GPUs only.
+
+    A CPU that does not multiply numbers in bfloat16 goes on in float32.
+    """
+    enabled, dtype = get_autocast_config(args)
+    on_cpu = torch.device(dev).type == "cpu"
+    if on_cpu and enabled and dtype == torch.bfloat16 and multiplies_half():
+        return AutocastNetwork(model)
+    return model
+
+
+class AutocastNetwork(nn.Module):
+    """A network that computes in bfloat16 where it can on a CPU, and returns float32."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs):
+        """As the network."""
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.network(*inputs).float()
 
 
 class CheckedBatches:
