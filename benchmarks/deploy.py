@@ -437,8 +437,8 @@ def main():
             write_files(card, folder)
             rows += measure(card, args, folder, stamp)
             batches += measure_batches(card, args, folder, stamp)
-    write_csv(args.results / "deploy_cpu.csv", rows)
-    write_csv(args.results / "deploy_batches_cpu.csv", batches)
+        write_csv(args.results / "deploy_cpu.csv", rows)
+        write_csv(args.results / "deploy_batches_cpu.csv", batches)
     save_figure(draw(rows), args.figures / "deploy_cpu")
 
 
