@@ -21,6 +21,8 @@ from jetzoo.arguments import (
 from jetzoo.attention.backends import BACKENDS
 from jetzoo.int8.methods import METHODS
 
+JETS = "jets: .root, .parquet or .h5, paths or URLs, with * for many; file.root:tree"
+
 
 def add_evaluate(parser):
     parser.add_argument("files", nargs="+", metavar="PRED", help="weaver's .root or .parquet")
@@ -72,8 +74,7 @@ def add_predict(parser):
         "files",
         nargs="+",
         metavar="FILE",
-        help="jets: .root, .parquet or .h5, paths or URLs, with * for many; file.root:tree; "
-        "group:files",
+        help=f"{JETS}; group:files",
     )
     parser.add_argument(
         "--output",
@@ -171,9 +172,7 @@ def run_circuit(args):
 def _add_jets(parser, default, folder=None, subjets=False):
     """Arguments of a command that looks into a network at some jets."""
     add_tagger(parser)
-    parser.add_argument(
-        "--data", nargs="+", required=True, metavar="FILE", help="jets, .root or .parquet"
-    )
+    parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help=JETS)
     text = "the first N jets, or the jets with these indices; '7,' is jet 7 alone"
     parser.add_argument(
         "--jets", type=jet_selection, metavar="N|I,J,...", help=f"{text} (default: {default})"
@@ -232,9 +231,7 @@ def run_models(args):
 
 def add_profile(parser):
     add_tagger(parser, "QuarkGluon/qg_kin")
-    parser.add_argument(
-        "--data", nargs="+", metavar="FILE", help="jets, .root or .parquet (default: the sample)"
-    )
+    parser.add_argument("--data", nargs="+", metavar="FILE", help=f"{JETS} (default: the sample)")
     parser.add_argument("--train", action="store_true", help="also profile the training step")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--fast", action="store_true", help="profile the fast engine")
@@ -304,10 +301,14 @@ def add_quantize(parser):
         nargs="+",
         required=True,
         metavar="FILE",
-        help="jets to calibrate with, .root or .parquet; the validation jets, say",
+        help=f"{JETS}, to calibrate with; the validation jets, say",
     )
     parser.add_argument(
-        "--data", nargs="+", required=True, metavar="FILE", help="labelled jets to compare on"
+        "--data",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help=f"{JETS}, with labels, to compare on",
     )
     parser.add_argument("--method", default="static", help=f"{', '.join(METHODS)}")
     parser.add_argument("--qat", action="store_true", help="fine-tune for int8; takes some minutes")
