@@ -510,6 +510,25 @@ def mortal(network):
     return network
 
 
+def test_a_cluster_gives_the_same_bytes(network, files, tmp_path, monkeypatch):
+    """With workers that are threads of this process."""
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    with distributed.LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        processes=False,
+        protocol="tcp",
+        dashboard_address="127.0.0.1:0",
+    ) as farm:
+        where = ["--dask", farm.scheduler_address]
+        assert command(network, "--output", tmp_path / "farm.parquet", *where, *files) == 0
+    assert command(network, "--output", tmp_path / "alone.parquet", *files) == 0
+    assert (tmp_path / "farm.parquet").read_bytes() == (tmp_path / "alone.parquet").read_bytes()
+    assert not folder_of(tmp_path / "farm.parquet").exists()
+
+
+@pytest.mark.slow
 def test_workers_give_the_same_bytes_though_one_is_killed(mortal, files, tmp_path):
     pytest.importorskip("distributed")
     marker = mortal[0].with_name("died")

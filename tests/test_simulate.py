@@ -106,7 +106,7 @@ def test_same_bytes_for_the_same_seed_whatever_the_jobs(jets_folder, tmp_path):
 def test_same_bytes_on_a_cluster(jets_folder, tmp_path):
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
     ) as cluster:
         arguments = ["QuarkGluon", "--simulate", "20", "--seed", "5"]
         where = ["--dask", cluster.scheduler_address, "--dir", str(tmp_path)]

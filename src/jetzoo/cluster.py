@@ -49,7 +49,7 @@ def connect(workers=None, address=None):
                         n_workers=workers,
                         threads_per_worker=1,
                         memory_limit=0,
-                        dashboard_address=None,
+                        dashboard_address="127.0.0.1:0",  # any port, as several may run
                     )
                 )
             client = stack.enter_context(distributed.Client(address))
