@@ -147,6 +147,8 @@ def summary(turns, counts):
             "format": name,
             "jets": min(ENGINE_JETS, counts["jetzoo"]),
             "jets_per_second": 1 / median(engine),
+            **dict.fromkeys(("of_engine", "of_engine_with_start", "times_weaver"), ""),
+            "start_seconds": "",
         }
     ] + [
         {
