@@ -80,7 +80,7 @@ def test_convert_toplandscape(tmp_path):
     sources = [tmp_path / f"{split}.h5" for split in ("train", "val", "test")]
     for source in sources:
         frame.to_hdf(source, key="table", format="table")
-    convert("TopLandscape", sources, tmp_path)
+    convert("TopLandscape", [tmp_path / "t*.h5", tmp_path / "val.h5"], tmp_path)
     assert sorted(os.listdir(tmp_path / "TopLandscape")) == [
         "test_file.parquet",
         "train_file.parquet",

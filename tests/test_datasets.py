@@ -636,8 +636,8 @@ def test_without_a_checkout_the_variable_is_printed(publish, tmp_path, monkeypat
 def test_simulate_calls_the_generator(get, tmp_path, monkeypatch):
     calls = []
 
-    def generate(dataset, num_jets, folder, seed, jobs):
-        calls.append((dataset, num_jets, seed, jobs))
+    def generate(dataset, num_jets, folder, seed, jobs, workers, dask):
+        calls.append((dataset, num_jets, seed, jobs, workers, dask))
         folder.mkdir()
         (folder / "train_file_0.parquet").write_bytes(b"jets")
 
@@ -645,7 +645,7 @@ def test_simulate_calls_the_generator(get, tmp_path, monkeypatch):
         sys.modules, "jetzoo.datasets.simulation", SimpleNamespace(generate=generate)
     )
     assert get("QuarkGluon", "--simulate", 50, "--seed", 3, "-j", 2, "-d", tmp_path) == (0, "")
-    assert calls == [("QuarkGluon", 50, 3, 2)]
+    assert calls == [("QuarkGluon", 50, 3, 2, None, None)]
     assert tree(tmp_path / "QuarkGluon") == {"train_file_0.parquet": b"jets"}
     assert "DATADIR_QuarkGluon=" in (tmp_path / "env.local.sh").read_text()
 

@@ -15,8 +15,10 @@ import uproot
 import zoo
 
 import jetzoo
-from jetzoo import UserError, tables
+from jetzoo import UserError, cluster, comparison, sources, tables
 from jetzoo.cli import main
+from jetzoo.jets import read_jets
+from jetzoo.metrics.predictions import read_predictions
 from jetzoo.prediction import jobs, parts
 from jetzoo.prediction.files import predict_files
 from jetzoo.streams import ahead
@@ -221,7 +223,8 @@ def test_damaged_parts_are_made_again(tagger, files, tmp_path, monkeypatch):
         stop_after(patch, 4)
         with pytest.raises(KeyboardInterrupt):
             predict(tagger, files, output)
-    first, second, third, _ = sorted(folder_of(output).glob("*.parquet"))
+    first, second, third, whole = sorted(folder_of(output).glob("*.parquet"))
+    num_whole = pq.read_metadata(whole).num_rows
     first.write_bytes(first.read_bytes()[:-50])
     content = bytearray(second.read_bytes())
     content[60] ^= 255  # among the scores, which no length tells
@@ -229,8 +232,22 @@ def test_damaged_parts_are_made_again(tagger, files, tmp_path, monkeypatch):
     third.write_bytes(b"")
     calls = computed(monkeypatch)
     predict(tagger, files, output)
-    assert sum(calls) == 60 - 8
+    assert sum(calls) == 60 - num_whole
     assert output.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+def test_parts_of_a_file_do_not_depend_on_the_others(tagger, files, tmp_path, monkeypatch):
+    output = tmp_path / "pred.parquet"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 6)  # all those of the first two files
+        with pytest.raises(KeyboardInterrupt):
+            predict(tagger, files, output)
+    calls = computed(monkeypatch)
+    predict(tagger, [files[2], files[1]], output)
+    assert sum(calls) == 20
+    np.testing.assert_array_equal(
+        ak.to_numpy(read(output)["scores"]), expected(tagger, [files[2], files[1]])
+    )
 
 
 def change_weights(network, files):
@@ -443,6 +460,35 @@ def test_padded_jets_in_hdf5(tagger, files, tmp_path):
     np.testing.assert_array_equal(scores, expected(tagger, [tmp_path / "jets.h5"]))
 
 
+# The same sources elsewhere
+
+
+def test_evaluation_of_a_pattern(tagger, files, tmp_path, capsys):
+    tables.write(files[0], read(files[0])[:10])
+    predict(tagger, files, tmp_path / "out" / "{name}.root")
+    pattern = f"{tmp_path}/out/*.root:Events"
+    assert main(["evaluate", pattern, "--out", str(tmp_path / "report")]) == 0
+    labels, scores, _ = read_predictions(sources.listed([pattern]))
+    assert len(labels) == 50
+    np.testing.assert_array_equal(scores, expected(tagger, files))
+
+
+def test_labelled_jets_of_all_kinds_of_files(tagger, files, tmp_path):
+    jets = read(files[0])
+    with uproot.recreate(tmp_path / "ntuple.root") as file:
+        file["jets"] = jets
+    paths = [f"{tmp_path / 'ntuple.root'}:jets", *files[1:]]
+    assert comparison.check_labels(tagger, paths) == 60
+    batches = list(comparison.labelled_batches(tagger, paths, 8))
+    assert [len(labels) for _, labels in batches] == [8, 8, 4] * 3
+    inputs = [x.numpy() for x in map(torch.cat, zip(*(x for x, _ in batches), strict=True))]
+    whole = ak.concatenate([jets, *map(read, files[1:])])
+    for found, wanted in zip(inputs, tagger.inputs(whole).values(), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    some = read_jets(tagger, paths, [59, 3, 21])
+    np.testing.assert_array_equal(some["jet_pt"], whole["jet_pt"][[59, 3, 21]])
+
+
 # Workers
 
 MORTAL = zoo.LINEAR.replace(
@@ -464,6 +510,25 @@ def mortal(network):
     return network
 
 
+def test_a_cluster_gives_the_same_bytes(network, files, tmp_path, monkeypatch):
+    """With workers that are threads of this process."""
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    with distributed.LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        processes=False,
+        protocol="tcp",
+        dashboard_address="127.0.0.1:0",
+    ) as farm:
+        where = ["--dask", farm.scheduler_address]
+        assert command(network, "--output", tmp_path / "farm.parquet", *where, *files) == 0
+    assert command(network, "--output", tmp_path / "alone.parquet", *files) == 0
+    assert (tmp_path / "farm.parquet").read_bytes() == (tmp_path / "alone.parquet").read_bytes()
+    assert not folder_of(tmp_path / "farm.parquet").exists()
+
+
+@pytest.mark.slow
 def test_workers_give_the_same_bytes_though_one_is_killed(mortal, files, tmp_path):
     pytest.importorskip("distributed")
     marker = mortal[0].with_name("died")
@@ -472,6 +537,22 @@ def test_workers_give_the_same_bytes_though_one_is_killed(mortal, files, tmp_pat
     assert marker.exists() and found.num_jets == 60
     predict(tagger, files, tmp_path / "alone.parquet")
     assert (tmp_path / "workers.parquet").read_bytes() == (tmp_path / "alone.parquet").read_bytes()
+
+
+@pytest.mark.slow
+def test_workers_that_die_again_and_again(network, files, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("distributed")
+    deadly = MORTAL.replace("self.calls == 3 and not marker.exists()", "len(features) == 3")
+    network[0].write_text(deadly)
+    jets = read(files[1])
+    tables.write(files[1], jets[:3])
+    monkeypatch.setattr(cluster, "ATTEMPTS", 1)
+    output = tmp_path / "pred.root"
+    assert command(network, "--output", output, "--workers", 1, *files) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("jetzoo: 2 workers, of which tcp://"), said
+    assert f"ended while they worked on {files[1]}, perhaps for lack of memory" in said
+    assert not output.exists() and list(folder_of(output).glob("*.parquet"))
 
 
 def test_clusters_that_do_not_help(network, files, tmp_path, capsys, monkeypatch):

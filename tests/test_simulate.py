@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
 from jetzoo import UserError
-from jetzoo.datasets import CATALOGUE, Dataset, simulation
+from jetzoo.datasets import CATALOGUE, Dataset, command, simulation
 from jetzoo.datasets.folder import at_work, publish
 from jetzoo.datasets.simulation import generate
 from jetzoo.schema import write_parquet
@@ -99,6 +99,19 @@ def test_same_bytes_for_the_same_seed_whatever_the_jobs(jets_folder, tmp_path):
     generate("QuarkGluon", 20, tmp_path / "other", seed=6)
     other, jets = read(tmp_path / "other"), read(jets_folder)
     assert not set(other.jet_pt.to_numpy()) & set(jets.jet_pt.to_numpy())
+
+
+@needs_pythia
+@pytest.mark.slow
+def test_same_bytes_on_a_cluster(jets_folder, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    ) as cluster:
+        arguments = ["QuarkGluon", "--simulate", "20", "--seed", "5"]
+        where = ["--dask", cluster.scheduler_address, "--dir", str(tmp_path)]
+        assert command.main([*arguments, *where]) == 0
+    assert contents(tmp_path / "QuarkGluon") == contents(jets_folder)
 
 
 @needs_pythia

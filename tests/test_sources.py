@@ -2,6 +2,7 @@
 
 import re
 import socket
+from importlib.util import find_spec
 
 import awkward as ak
 import numpy as np
@@ -104,7 +105,8 @@ def test_a_long_file_does_not_fill_the_memory(tmp_path, monkeypatch, row_group_s
     chunk = ()
     for chunk in tables.chunks(tmp_path / "long.parquet", list("01234")):  # noqa: B007
         most = max(most, pa.total_allocated_bytes() - before)
-    assert len(chunk) and 0 < most < 2 * 2**20
+        assert len(chunk)
+    assert 0 < most < 2 * 2**20
 
 
 def test_a_file_of_no_jets(jets, tmp_path):
@@ -214,6 +216,17 @@ def test_servers_that_do_not_help(server, monkeypatch):
         for suffix in ("root", "parquet"):
             with pytest.raises(UserError, match=f"x.{suffix} cannot be read as {suffix}: ."):
                 tables.describe(f"http://127.0.0.1:{port}/x.{suffix}")
+
+
+def test_a_server_of_root_that_does_not_answer():
+    if find_spec("XRootD") is None:  # which, once imported, does not look at its environment again
+        pytest.skip("the client of root:// is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        for suffix in ("root", "parquet"):
+            url = f"root://127.0.0.1:{free.getsockname()[1]}//x.{suffix}"
+            with pytest.raises(UserError, match=f"{url} cannot be read as {suffix}: .*FATAL"):
+                tables.describe(url)
 
 
 def test_without_the_extra(monkeypatch):

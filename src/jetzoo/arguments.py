@@ -5,6 +5,9 @@ from pathlib import Path
 
 from jetzoo import UserError
 
+# What commands read.
+JETS = "jets: .root, .parquet or .h5, paths or URLs, with * for many; file.root:tree"
+
 
 def jet_selection(text):
     """``1000`` to an int, ``3,17`` to a list."""

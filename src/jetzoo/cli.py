@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jetzoo import UserError, __version__, insight
 from jetzoo.arguments import (
+    JETS,
     add_tagger,
     default_folder,
     expand_files,
@@ -71,8 +72,7 @@ def add_predict(parser):
         "files",
         nargs="+",
         metavar="FILE",
-        help="jets: .root, .parquet or .h5, paths or URLs, with * for many; file.root:tree; "
-        "group:files",
+        help=f"{JETS}; group:files",
     )
     parser.add_argument(
         "--output",
@@ -141,9 +141,7 @@ def run_models(args):
 
 def add_profile(parser):
     add_tagger(parser, "QuarkGluon/qg_kin")
-    parser.add_argument(
-        "--data", nargs="+", metavar="FILE", help="jets, .root or .parquet (default: the sample)"
-    )
+    parser.add_argument("--data", nargs="+", metavar="FILE", help=f"{JETS} (default: the sample)")
     parser.add_argument("--train", action="store_true", help="also profile the training step")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--fast", action="store_true", help="profile the fast engine")
@@ -213,10 +211,14 @@ def add_quantize(parser):
         nargs="+",
         required=True,
         metavar="FILE",
-        help="jets to calibrate with, .root or .parquet; the validation jets, say",
+        help=f"{JETS}, to calibrate with; the validation jets, say",
     )
     parser.add_argument(
-        "--data", nargs="+", required=True, metavar="FILE", help="labelled jets to compare on"
+        "--data",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help=f"{JETS}, with labels, to compare on",
     )
     parser.add_argument("--method", default="static", help=f"{', '.join(METHODS)}")
     parser.add_argument("--qat", action="store_true", help="fine-tune for int8; takes some minutes")

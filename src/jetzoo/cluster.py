@@ -49,7 +49,7 @@ def connect(workers=None, address=None):
                         n_workers=workers,
                         threads_per_worker=1,
                         memory_limit=0,
-                        dashboard_address=None,
+                        dashboard_address="127.0.0.1:0",  # any port, as several may run
                     )
                 )
             client = stack.enter_context(distributed.Client(address))
@@ -58,7 +58,7 @@ def connect(workers=None, address=None):
         yield client
 
 
-def run(client, function, tasks):
+def run(client, function, tasks, names):
     """Run a function of a module on the workers of a cluster.
 
     A task whose worker ends before it is given to another one.
@@ -69,6 +69,8 @@ def run(client, function, tasks):
     function : callable
     tasks : iterable of tuple
         Arguments, which travel as pickles.
+    names : iterable of str
+        What each task works on, for messages.
 
     Yields
     ------
@@ -82,22 +84,26 @@ def run(client, function, tasks):
     """
     import distributed
 
-    futures = [client.submit(function, *task, pure=False) for task in tasks]
+    futures = {
+        client.submit(function, *task, pure=False): name
+        for task, name in zip(tasks, names, strict=True)
+    }
     try:
-        for future in distributed.as_completed(futures):
+        for future in distributed.as_completed(list(futures)):
             yield future.result()
             future.release()
     except distributed.KilledWorker as error:
         raise UserError(
-            f"{ATTEMPTS + 1} processes ended while they worked on one task, perhaps for lack of "
-            "memory: what is finished is kept, and the same command goes on from there."
+            f"{ATTEMPTS + 1} workers, of which {error.last_worker.address} was the last, ended "
+            f"while they worked on {futures[future]}, perhaps for lack of memory: what is finished "
+            "is kept, and the same command goes on from there."
         ) from error
     except (distributed.CancelledError, distributed.comm.CommClosedError) as error:
         raise UserError(
             "The cluster is gone: what is finished is kept, and the same command goes on."
         ) from error
     finally:
-        client.cancel(futures)
+        client.cancel(list(futures))
 
 
 def threads(workers=None):

@@ -1,6 +1,7 @@
 """Commands of `jetzoo` that look into a trained network."""
 
 from jetzoo.arguments import (
+    JETS,
     add_tagger,
     default_folder,
     input_files,
@@ -94,9 +95,7 @@ def run_prune(args):
 def _add_jets(parser, default, folder=None, subjets=False):
     """Arguments of a command that looks into a network at some jets."""
     add_tagger(parser)
-    parser.add_argument(
-        "--data", nargs="+", required=True, metavar="FILE", help="jets, .root or .parquet"
-    )
+    parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help=JETS)
     text = "the first N jets, or the jets with these indices; '7,' is jet 7 alone"
     parser.add_argument(
         "--jets", type=jet_selection, metavar="N|I,J,...", help=f"{text} (default: {default})"

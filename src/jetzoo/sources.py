@@ -27,8 +27,16 @@ TREE = re.compile(r"(.+\.root):([^:]+)")
 # What a ROOT file calls a table.
 TREES = ("TTree", "ROOT::RNTuple")
 
-# Seconds to wait for a web server: to accept a connection, and for the next bytes.
+# Seconds to wait for a server: to accept a connection, and for the next bytes.
 CONNECTING, ANSWERING = 15, 60
+
+# The same for the client of root://, which by default tries for more than ten minutes.
+XROOTD = {
+    "XRD_CONNECTIONRETRY": 1,
+    "XRD_CONNECTIONWINDOW": CONNECTING,
+    "XRD_REQUESTTIMEOUT": ANSWERING,
+    "XRD_STREAMTIMEOUT": ANSWERING,
+}
 
 # Bytes of a column of a parquet file that are read at once.
 BUFFER = 2**20
@@ -190,8 +198,10 @@ def _unreadable(source, error):
 
 
 def _options(url):
-    """What fsspec should know of a URL."""
+    """What fsspec should know of a URL; what the client of root:// should, in the environment."""
     if urlsplit(url).scheme not in ("http", "https"):
+        for name, value in XROOTD.items():
+            os.environ.setdefault(name, str(value))
         return {}
     import aiohttp
 

@@ -19,7 +19,7 @@ def convert(dataset, sources, directory):
     dataset : str
         A name of `CATALOGUE`.
     sources : sequence of path-like
-        The files of the release.
+        The files of the release, or patterns of them, see :func:`jetzoo.sources.expand`.
     directory : path-like
         Where the data set's folder goes.
 
@@ -37,8 +37,10 @@ def convert(dataset, sources, directory):
     plan = CATALOGUE[dataset].plan
     if plan is None:
         raise UserError(f"{dataset} is published as weaver reads it: there is nothing to convert")
+    from jetzoo.sources import listed  # takes half a second to import
+
     folder = Path(directory) / dataset
-    sources = [Path(source) for source in sources]
+    sources = [Path(source) for source in listed(sources)]
     for source in sources:
         if not source.is_file():
             raise UserError(f"there is no file {source}")

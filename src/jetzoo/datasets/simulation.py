@@ -150,7 +150,8 @@ def _simulate(tasks, jobs, workers, dask):
         return
     if workers or dask:
         with cluster.connect(min(workers or 1, len(tasks)), dask) as client:
-            yield from cluster.run(client, _simulate_silently, tasks)
+            names = [f"jets of {label}" for _, label, *_ in tasks]
+            yield from cluster.run(client, _simulate_silently, tasks, names)
         return
     with ProcessPoolExecutor(min(jobs, len(tasks)), get_context("spawn"), _start_worker) as pool:
         futures = [pool.submit(_simulate_chunk, *task) for task in tasks]

@@ -140,8 +140,17 @@ def linear(x, weight, bias=None):
 
     The output is in float32 under autocast to bfloat16, too, where the kernels run.
     """
+    if not _takes(x, weight, bias):
+        return F.linear(x, weight, bias)
+    half = autocasts() and multiplies_half()
+    rows = x.flatten(0, -2)
+    return FusedLinear.apply(rows, weight, bias, half).unflatten(0, x.shape[:-1])
+
+
+def _takes(x, weight, bias):
+    """Whether :func:`linear` is not that of PyTorch."""
     tensors = [x, weight] if bias is None else [x, weight, bias]
-    if not (
+    return (
         usable(*tensors)
         and all(type(t) in PLAIN for t in tensors)
         and weight.dim() == 2
@@ -149,15 +158,11 @@ def linear(x, weight, bias=None):
         and x.shape[-1] == weight.shape[1]
         and (bias is None or bias.shape == weight.shape[:1])
         and x.numel() * len(weight) >= SMALL
-    ):
-        return F.linear(x, weight, bias)
-    half = autocasts() and multiplies_half()
-    rows = x.flatten(0, -2)
-    return FusedLinear.apply(rows, weight, bias, half).unflatten(0, x.shape[:-1])
+    )
 
 
 def dense(layer, x):
     """``layer(x)`` of a linear layer, by :func:`linear` as long as it is nothing else."""
-    if unmodified(layer, nn.Linear):
+    if unmodified(layer, nn.Linear) and _takes(x, layer.weight, layer.bias):
         return linear(x, layer.weight, layer.bias)
-    return layer(x)
+    return layer(x)  # so that what watches the layer sees it

@@ -114,8 +114,9 @@ def _spread(tagger, missing, folder, workers, dask, progress):
     ]
     if not tasks:
         return
+    names = [part.path for _, parts in missing for part in parts]
     with cluster.connect(min(workers or 1, len(tasks)), dask) as client:
-        for num_jets in cluster.run(client, _predict_part, tasks):
+        for num_jets in cluster.run(client, _predict_part, tasks, names):
             progress.update(num_jets)
 
 

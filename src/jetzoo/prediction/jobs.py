@@ -182,7 +182,8 @@ def _job(tagger, output, described, paths, batch_size, identity):
             stop = min(start + step, entries)
             made_of = (identity, path, state, start, stop, sorted(wanted), has_labels, observers)
             digest = _digest(made_of, output.suffix)
-            parts.append(Part(path, start, stop, f"{output.stem}-{len(parts)}-{digest}.parquet"))
+            # No number among the parts: without a file, those of the others are the same.
+            parts.append(Part(path, start, stop, f"{start:09}-{digest}.parquet"))
     return Job(output, parts, sorted(wanted), has_labels, observers, size, batch_size)
 
 
