@@ -24,6 +24,11 @@ from train_scripts import (
 )
 
 
+def says(result, *fragments):
+    """Whether the sentence of a script that refused has these fragments."""
+    return all(str(fragment) in result.stderr for fragment in fragments)
+
+
 @pytest.fixture
 def own_folder(tmp_path):
     """A folder for JETZOO_PATH, with a network and a data config that no list knows."""
@@ -150,7 +155,7 @@ def test_gpus_that_are_not_there(gpus, seen, fragment, refused, run, tmp_path):
 
 def test_more_processes_than_gpus(refused, tmp_path):
     stub(tmp_path / "bin", "python3", "echo 2")
-    refused("--gpus", "0", fragments=["DDP_NGPUS=4", "2 GPUs"], DDP_NGPUS=4)
+    assert says(refused("--gpus", "0", DDP_NGPUS=4), "DDP_NGPUS=4", "2 GPUs")
 
 
 def test_weights(refused, tmp_path):
@@ -160,17 +165,17 @@ def test_weights(refused, tmp_path):
     touch(tmp_path / "a:b.pt")
     touch(tmp_path / "net.pt").rename(tmp_path / "net.pth")
     for name in ("absent.pt", "folder.pt", "text.pt", "empty.pt", "a:b.pt", "net.pth"):
-        refused("--load", name, fragments=["--load", name])
-        refused("--predict", "--load", name, fragments=["--load", name])
-        refused("--load-model-weights", name, fragments=["--load-model-weights"])
+        assert says(refused("--load", name), "--load", name)
+        assert says(refused("--predict", "--load", name), "--load", name)
+        assert says(refused("--load-model-weights", name), "--load-model-weights")
     (tmp_path / "cut.pt").write_bytes(touch(tmp_path / "net.pt").read_bytes()[:-1])
     for option in (["--load"], ["--predict", "--load"], ["--load-model-weights"]):
-        refused(*option, "cut.pt", fragments=[option[-1], "cut.pt is cut"])
-    refused("-m", "a/net", "--load-epoch", "3", fragments=["--load-epoch 3", "a/net_epoch-3"])
+        assert says(refused(*option, "cut.pt"), option[-1], "cut.pt is cut")
+    assert says(refused("-m", "a/net", "--load-epoch", "3"), "--load-epoch 3", "a/net_epoch-3")
     if os.geteuid():
         touch(tmp_path / "secret.pt").chmod(0)
-        refused("--load", "secret.pt", fragments=["secret.pt", "permission"])
-    refused("--load-epoch", "1", fragments=["--load-epoch", "--resume"])
+        assert says(refused("--load", "secret.pt"), "secret.pt", "permission")
+    assert says(refused("--load-epoch", "1"), "--load-epoch", "--resume")
 
 
 @pytest.mark.parametrize("option", ["--data-train", "--data-val", "--data-test", "-i", "-l", "-t"])
@@ -189,11 +194,11 @@ def test_files_of_the_user(option, refused, tmp_path):
         "zeros.h5",
         "jets.csv",
     ):
-        refused(option, name, fragments=[name])
-        refused(option, good, f"group:{name}", fragments=[name])
-    refused(option, "*.csv", fragments=["jets.csv"])
-    refused(option, "a:root://host/b.root", fragments=["colon"])
-    refused(option, fragments=["needs a file"])
+        assert says(refused(option, name), name)
+        assert says(refused(option, good, f"group:{name}"), name)
+    assert says(refused(option, "*.csv"), "jets.csv")
+    assert says(refused(option, "a:root://host/b.root"), "colon")
+    assert says(refused(option), "needs a file")
 
 
 def test_files_of_the_data_set(refused, tmp_path):
@@ -201,16 +206,16 @@ def test_files_of_the_data_set(refused, tmp_path):
         touch(tmp_path / "data" / f"{split}_file_0.parquet")
     (tmp_path / "data" / "test_file_0.parquet").write_text("version https://git-lfs")
     where = {"DATADIR_QuarkGluon": tmp_path / "data"}
-    refused(fragments=["test_file_0.parquet is not a parquet file"], **where)
+    assert says(refused(**where), "test_file_0.parquet is not a parquet file")
     (tmp_path / "data" / "train_file_1.parquet").touch()
-    refused(fragments=["train_file_1.parquet is empty"], **where)
+    assert says(refused(**where), "train_file_1.parquet is empty")
 
 
 @pytest.mark.parametrize(
     "comment", ["x" * 300, "é" * 150, "*[a]", "what?", "a/b", "a:b", "a\\b", "a\nb", "{auto}"]
 )
 def test_comments(comment, refused):
-    refused(fragments=["COMMENT"], COMMENT=comment)
+    assert says(refused(COMMENT=comment), "COMMENT")
 
 
 @pytest.mark.parametrize("name", ["two\nlines", "back\\slash"])

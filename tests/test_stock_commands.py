@@ -210,6 +210,15 @@ def test_attention_of_options_that_only_weaver_has(options, tmp_path, jets_file)
             assert record.bias is None
 
 
+@pytest.mark.parametrize("options", [{"version": 3}, {"num_cls_layers": 0}], ids=str)
+@pytest.mark.parametrize("find", ["probe", "circuit"])
+def test_states_of_options_that_only_weaver_has(find, options, tmp_path, jets_file):
+    files = stock_files.write(tmp_path, "ParticleTransformer", **options)
+    tagger = jetzoo.load(*files, device="cpu", **options)
+    with pytest.raises(jetzoo.UserError, match="but not the states between its layers"):
+        getattr(interpret, find)(tagger, files[0], [jets_file], jets=20, **options)
+
+
 def test_attention_of_both_forms_is_one():
     part = weaver_part(**NATIVE)
     zoo = jetzoo.acceleration.counterpart(Wrapper(part))

@@ -15,7 +15,7 @@ from . import figures
 from .circuits import KEPT, Circuit, find_circuit
 from .explorer import spread
 from .interventions import nodes
-from .recorder import transformer
+from .recorder import check_states, transformer
 from .report import finite_jets
 from .sample import read_jets
 from .studies import with_counterpart
@@ -209,6 +209,7 @@ def circuit(tagger, network, files, *, jets=None, batch_size=64, **options):
         n.what == "head" and n.kind == "particle" for n in nodes(tagger.model)
     ):
         raise UserError(f"{network} has no heads of particle attention that can be patched.")
+    check_states(tagger.model, network)
     if not has_fastjet():
         raise UserError("The circuit needs subjets: install the package fastjet.")
     if jets is None:

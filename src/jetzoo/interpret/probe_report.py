@@ -14,7 +14,7 @@ from jetzoo.metrics.numbers import evaluate
 from . import figures
 from .observables import OBSERVABLES, has_fastjet
 from .probes import FOLDS, discriminant, gather, ridge_r2, without_mass
-from .recorder import transformer
+from .recorder import check_states, transformer
 from .report import finite_jets
 from .sample import read_jets
 from .studies import initial, with_counterpart
@@ -174,11 +174,13 @@ def probe(tagger, network, files, *, jets=None, batch_size=64, **options):
     Raises
     ------
     UserError
-        If the network is no transformer, or there are fewer than 100 jets with three particles.
+        If the network is no transformer whose states can be read, or there are fewer than 100 jets
+        with three particles.
     """
     tagger = with_counterpart(tagger)
     if transformer(tagger.model) is None:
         raise UserError(f"{network} has no residual stream to probe: it is no transformer.")
+    check_states(tagger.model, network)
     sample, _, notes = finite_jets(tagger, read_jets(tagger, files, jets), jets)
     twin = initial(network, tagger, sample, **options)
     found = gather({"trained": tagger.model, "untrained": twin}, tagger, sample, batch_size)

@@ -76,7 +76,7 @@ class Shortener:
         self.layers = [
             Site(kind, layer)
             for kind, (stack, _) in STACKS.items()
-            for layer in range(len(getattr(core, stack)))
+            for layer in range(len(getattr(core, stack) or ()))
         ]
 
     def options(self, gone):

@@ -62,6 +62,18 @@ def transformer(model):
     return next((module for module in model.modules() if hasattr(module, "cls_blocks")), None)
 
 
+def check_states(model, network):
+    """Raise a :class:`jetzoo.UserError` if the states of a transformer cannot be read and changed.
+
+    The engine's form of what only weaver-core's transformer has shows its attention alone.
+    """
+    if not all(hasattr(block, "residuals") for block in transformer(model).blocks):
+        raise UserError(
+            f"{network} has options of weaver's transformer that the zoo's does not have: "
+            "its attention can be looked at, but not the states between its layers."
+        )
+
+
 def modules_with(model, method):
     """List the modules of a network that have a method, but none within another that has it.
 
