@@ -6,11 +6,12 @@ anti-kT, R = 0.8; the leading jet is kept if it has 550-650 GeV of transverse mo
 |eta| < 2, and, of a top, if the top and its three quarks lie within 0.8. The 200 hardest
 constituents are stored as massless four-vectors.
 
-Two things are not in the papers and were found from the published jets. Multiple interactions,
+Three things are not in the papers and were found from the published jets. Multiple interactions,
 said to be ignored, are on here, as the jets have the particles and the width that they bring. The
 hard process begins at 520 GeV (QCD) and 500 GeV (tops), which gives their spectra of transverse
 momentum and, of QCD jets, their number of particles: softer processes, whose jets get their
-momentum from initial-state radiation, would be about a third of the QCD jets.
+momentum from initial-state radiation, would be about a third of the QCD jets. Tops have 171 GeV, as
+in the Pythia 8.2 of that time, not the 173 GeV of the present one.
 
 References
 ----------
@@ -46,6 +47,7 @@ CLASSES = {
         "24:onIfAny = 1 2 3 4 5",
         "PhaseSpace:pTHatMin = 500.",
         "PhaseSpace:pTHatMax = 900.",
+        "6:m0 = 171.",
     ),
 }
 RADIUS = 0.8
