@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS, FIGURES = ROOT / "benchmarks" / "results", ROOT / "figures"
 
 # The network and the data config of the benchmarks of a single network.
-NETWORK, DATA_CONFIG = "ParT", "QuarkGluon/qg_kin"
+DATA_CONFIG = "QuarkGluon/qg_kin"
 
 FINE_TUNE = "-FineTune"  # how the network files end that take pretrained weights
 
@@ -416,10 +416,10 @@ def inputs_of(jets):
     return [torch.from_numpy(x) for x in inputs(jets).values()]
 
 
-def random_part(jets):
-    """ParT at its published size; norms and biases are moved away from ones and zeros."""
+def random_network(name, jets):
+    """A network at its published size; norms and biases are moved away from ones and zeros."""
     torch.manual_seed(0)
-    model = untrained(NETWORK, DATA_CONFIG, "cpu").model
+    model = untrained(name, DATA_CONFIG, "cpu").model
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:

@@ -39,7 +39,10 @@ command_of() {
     correct) printf '%s\n' python -m pytest -q "$root/tests/test_attention.py" ;;
     backends) printf '%s\n' "${bench[@]}" --report "$folder/report.md" ;;
     speed) printf '%s\n' "${bench[@]}" --figures "$folder" --batch-sizes 1 512 4096 --repeats 5 ;;
-    training) printf '%s\n' "${bench[@]}" --batch-sizes 512 4096 --repeats 5 --amp ;;
+    training)
+        printf '%s\n' "${bench[@]}" --batch-sizes 512 4096 --repeats 5 \
+            --networks ParT --precisions bf16
+        ;;
     scaling) printf '%s\n' "${bench[@]}" --figures "$folder" --amp ;;
     ddp) printf '%s\n' env DDP_NGPUS=1 "$root/train_QuarkGluon.sh" ParT kin --demo ;;
     esac

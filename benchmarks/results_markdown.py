@@ -174,7 +174,9 @@ def speed_table(results):
     headings = ["variant"]
     for size in sizes:
         headings.append("one jet at a time [ms]" if size == 1 else f"batch {size} [jets/s]")
-    headings += [f"peak memory of batch {sizes[-1]} [MiB]", "largest difference of a logit"]
+    middle = sizes[len(sizes) // 2]
+    headings += [f"share of the peak, batch {middle}", f"peak memory of batch {sizes[-1]} [MiB]"]
+    headings += ["largest difference of a logit"]
     body = []
     for name in dict.fromkeys(row["variant"] for row in rows):
         cells = [name]
@@ -183,18 +185,19 @@ def speed_table(results):
             speed, ratio = float(row["jets_per_second"]), float(row["times_weaver_eager"])
             one = f"{1e3 / speed:.1f}"
             cells.append(one if size == 1 else f"{speed:,.0f} ({ratio:.1f}x)")
-        row = found[name, sizes[-1]]
-        difference = row["logit_difference"]
-        body.append([*cells, f"{float(row['peak_mib']):,.0f}", difference])
+        share, row = found[name, middle]["share_of_peak"], found[name, sizes[-1]]
+        cells.append(f"{float(share):.0%}" if share else "")
+        body.append([*cells, f"{float(row['peak_mib']):,.0f}", row["logit_difference"]])
     return table(headings, body)
 
 
 def training_table(results):
-    """A training step of ParT and of weaver's."""
+    """A training step of the zoo's networks and of weaver's."""
     rows = read_csv(results / "training_cpu.csv")
-    headings = ["variant", "batch size", "jets/s", "over weaver", "peak memory [MiB]"]
-    keys = ("batch_size", "jets_per_second", "times_weaver", "peak_mib")
-    return table(headings, [[row["variant"], *(row[key] for key in keys)] for row in rows])
+    headings = ["network", "variant", "batch size", "jets/s", "over weaver", "peak memory [MiB]"]
+    keys = ("variant", "batch_size", "jets_per_second", "times_weaver", "peak_mib")
+    body = [[f"`{row['network']}`", *(row[key] for key in keys)] for row in rows]
+    return table(headings, body, words=(0, 1))
 
 
 def int8_table(results):

@@ -29,7 +29,7 @@ from common import (
     in_buckets,
     median_ratio,
     onnxruntime_call,
-    random_part,
+    random_network,
     read_jets,
     save_figure,
     time_on,
@@ -205,7 +205,7 @@ def peak_memories(names, device, batch_size, data):
 def print_peak_memory(args):
     """Print the peak memory of the variant ``args.peak``; :func:`peak_memories` reads it."""
     jets = read_jets(args.data)
-    call = VARIANTS[args.peak](random_part(jets), args.device)
+    call = VARIANTS[args.peak](random_network("ParT", jets), args.device)
     small, large = ([x.to(args.device) for x in first(jets, n)] for n in (8, args.batch_sizes[-1]))
     print(peak_memory(call, small, large, args.device))
 
@@ -242,7 +242,7 @@ def time_variants(calls, jets, batch_sizes, repeats, device):
 def measure(args):
     """Rows of the CSV."""
     jets = read_jets(args.data)
-    model = random_part(jets)
+    model = random_network("ParT", jets)
     calls = {
         name: VARIANTS[name](model, args.device)
         for name in tqdm(variants(args.device), desc="build")

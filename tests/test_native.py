@@ -45,9 +45,9 @@ def make_jets(counts, length=None, seed=0):
     return vectors[:, :2], features, vectors, mask.float()
 
 
-def make_model():
+def make_model(**options):
     torch.manual_seed(1)
-    model = ParticleTransformer(CHANNELS, 3, **SMALL).eval()
+    model = ParticleTransformer(CHANNELS, 3, **{**SMALL, **options}).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d):
             module.running_mean.normal_()
@@ -137,6 +137,18 @@ def test_small_batches(engine, batch_size, length):
     jets = [x[..., :length] for x in jets]
     assert engine(*jets).shape == (batch_size, 3)
     assert engine(*jets).isfinite().all()
+
+
+@needs_compiler
+def test_a_jet_alone_has_its_scores_of_a_batch():
+    # Nothing here is a multiple of the channels whose weights stand together.
+    model = make_model(embed_dims=(12, 20), num_heads=4)
+    engine, jets = jetzoo.accelerate(model), make_jets(COUNTS)
+    batch = engine(*jets)
+    torch.testing.assert_close(batch, model(*jets), atol=1e-4, rtol=0)
+    for i in range(len(COUNTS)):
+        alone = engine(*(x[i : i + 1] for x in jets))
+        torch.testing.assert_close(alone, batch[i : i + 1], atol=1e-5, rtol=0)
 
 
 @needs_compiler

@@ -304,28 +304,28 @@ def test_tables_of_speed_and_int8(results_table, tmp_path):
     write_rows(
         tmp_path / "speed_cpu.csv",
         """
-        variant batch_size jets_per_second times_weaver_eager peak_mib logit_difference
-        weaver  1          125             1.000              -        0
-        fast    1          800             6.400              -        7e-06
-        weaver  64         101.6           1.000              1478.2   0
-        fast    64         1234.5          12.151             3.4      7e-06
+    variant batch_size jets_per_second times_weaver_eager peak_mib logit_difference share_of_peak
+    weaver  1          125             1.000              -        0                0.05
+    fast    1          800             6.400              -        7e-06            0.3
+    weaver  64         101.6           1.000              1478.2   0                0.081
+    fast    64         1234.5          12.151             3.4      7e-06            0.76
         """,
     )
     assert speed_table(tmp_path).splitlines()[2:] == [
-        "| weaver | 8.0 | 102 (1.0x) | 1,478 | 0 |",
-        "| fast | 1.2 | 1,234 (12.2x) | 3 | 7e-06 |",
+        "| weaver | 8.0 | 102 (1.0x) | 8% | 1,478 | 0 |",
+        "| fast | 1.2 | 1,234 (12.2x) | 76% | 3 | 7e-06 |",
     ]
     write_rows(
         tmp_path / "training_cpu.csv",
         """
-        variant batch_size amp   jets_per_second spread times_weaver peak_mib
-        jetzoo  128        False 135.2           0.04   5.74         507
+        network variant batch_size jets_per_second spread times_weaver peak_mib
+        ParT    jetzoo  128        135.2           0.04   5.74         507
         """,
     )
     assert training_table(tmp_path).splitlines() == [
-        "| variant | batch size | jets/s | over weaver | peak memory [MiB] |",
-        "| --- | ---: | ---: | ---: | ---: |",
-        "| jetzoo | 128 | 135.2 | 5.74 | 507 |",
+        "| network | variant | batch size | jets/s | over weaver | peak memory [MiB] |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| `ParT` | jetzoo | 128 | 135.2 | 5.74 | 507 |",
     ]
     # A variant that could not be built has a note, and no numbers.
     (tmp_path / "quantization_cpu.csv").write_text(

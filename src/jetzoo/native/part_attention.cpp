@@ -116,15 +116,16 @@ void class_attention(const NetworkWeights& net, const ClassBlockWeights& block,
                      const Jets& jets, const float* x, long ld, const float* inverse,
                      float* cls, float* out, Workspace& work) {
     const Ones<1> one;
+    const bool alone = jets.last - jets.first == 1;
     const int dim = net.dim, heads = net.num_heads, head_dim = dim / heads;
     const int padded = round_up(heads, ROWS);
     float* q = work.cls_wide.numbers<float>((heads + 1) * dim * W);
     float* keys = q + dim * W;  // (H, D, W): the query, seen through the keys' matrices
     dense<1>(block.query, cls, W, dim, work, one.values, one.values,
-             [&](int m, int, vf a) { store(q + m * W, a); });
+             [&](int m, int, vf a) { store(q + m * W, a); }, alone);
     for (int h = 0; h < heads; h++)
         dense<1>(block.key[h], q + h * head_dim * W, W, head_dim, work, one.values, one.values,
-                 [&](int m, int, vf a) { store(keys + (h * dim + m) * W, a); });
+                 [&](int m, int, vf a) { store(keys + (h * dim + m) * W, a); }, alone);
     vf own_inverse[1];
     spread<1>(cls, W, dim, block.eps, own_inverse);
 
@@ -166,7 +167,7 @@ void class_attention(const NetworkWeights& net, const ClassBlockWeights& block,
     }
     for (int h = 0; h < heads; h++)
         dense<1>(block.value[h], mean + h * dim * W, W, dim, work, one.values, one.values,
-                 [&](int m, int, vf a) { store(out + (h * head_dim + m) * W, a); });
+                 [&](int m, int, vf a) { store(out + (h * head_dim + m) * W, a); }, alone);
 }
 
 }  // namespace ISA

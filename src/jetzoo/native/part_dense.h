@@ -17,6 +17,9 @@ constexpr int PM = 4;
 #endif
 constexpr int NV = 3;         // vectors of tokens of a micro-kernel
 constexpr int TILE = NV * W;  // tokens
+// Steps of a product by which its weights are fetched before they are used. A jet alone uses each of
+// them once, and the prefetcher of a processor goes no further than the end of a page.
+constexpr int AHEAD = 128;
 static_assert(ROWS % PM == 0, "a micro-kernel takes its weights from one block of rows");
 
 // Four unsigned bytes of a times four signed ones of b. Without an instruction for it, the even and
@@ -58,6 +61,7 @@ INLINE const Word* rows_from(const Word* weights, int m, int k) {
 template <int N>
 INLINE void multiply(const float* w, const float* x, long ld, int k, vf (&sum)[PM][N]) {
     for (int c = 0; c < k; c++, w += ROWS, x += ld) {
+        __builtin_prefetch(w + AHEAD * ROWS);
         vf in[N];
 #pragma GCC unroll 4
         for (int v = 0; v < N; v++) in[v] = load(x + v * W);
@@ -73,6 +77,7 @@ INLINE void multiply(const float* w, const float* x, long ld, int k, vf (&sum)[P
 template <int N>
 INLINE void multiply_bytes(const int32_t* w, const int32_t* x, int k, vi (&sum)[PM][N]) {
     for (int c = 0; c < k; c += 4, w += ROWS, x += N * W) {
+        __builtin_prefetch(w + AHEAD * ROWS);
         vi in[N];
 #pragma GCC unroll 4
         for (int v = 0; v < N; v++) memcpy(&in[v], x + v * W, sizeof(vi));
@@ -140,12 +145,24 @@ INLINE void dense_floats(const DenseWeights& layer, const float* x, long ld, con
 
 // y = after * (W (before * x)) + bias for N vectors of tokens; epilogue(channel, v, y).
 // `rows` is the number of channels of x, which may be less than what the weights are padded to.
+// `alone`: only the first token counts.
 template <int N, class Epilogue>
 INLINE void dense(const DenseWeights& layer, const float* x, long ld, int rows, Workspace& work,
-                  const vf (&before)[N], const vf (&after)[N], Epilogue epilogue) {
+                  const vf (&before)[N], const vf (&after)[N], Epilogue epilogue,
+                  bool alone = false) {
     vf scale[N];
     if (!layer.bytes) {
         for (int v = 0; v < N; v++) scale[v] = before[v] * after[v];
+        if (N == 1 && alone) {
+            float* y = work.row.numbers<float>(layer.m);
+            dense_token(layer, x, ld, scale[0][0], y, work);
+            for (int m = 0; m < layer.m; m++) {
+                vf a{};
+                a[0] = y[m];
+                epilogue(m, 0, a);
+            }
+            return;
+        }
         dense_floats<N>(layer, x, ld, scale, epilogue);
         return;
     }

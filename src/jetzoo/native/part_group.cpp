@@ -72,7 +72,7 @@ static const float* class_tokens(const NetworkWeights& net, const Jets& jets,
     std::fill(mean, mean + net.num_heads * dim * W, 0.f);
     for (int l = 0; l < net.num_cls_blocks; l++) {
         class_attention(net, net.cls_blocks[l], jets, x, ld, inverse, cls, attended, work);
-        feed_forward(net.cls_blocks[l].rest, cls, attended, W, W, dim, work);
+        feed_forward(net.cls_blocks[l].rest, cls, attended, W, jets.last - jets.first, dim, work);
     }
     return cls;
 }

@@ -23,6 +23,10 @@ void part_group(const NetworkWeights& net, const JetArguments& arguments, Jets j
 
 // A group of `tokens` tokens stands in rows of `ld` numbers.
 
+// y (m) = W (scale * x) + bias in floats for the first token of x (k, tokens).
+void dense_token(const DenseWeights& layer, const float* x, long ld, float scale, float* y,
+                 Workspace& work);
+
 // Features (C, tokens) to x (D, tokens).
 void embed(const NetworkWeights& net, const float* features, float* x, long ld, long tokens,
            Workspace& work);

@@ -3,9 +3,36 @@
 
 namespace ISA {
 
+void dense_token(const DenseWeights& layer, const float* x, long ld, float scale, float* y,
+                 Workspace& work) {
+    typedef float block __attribute__((vector_size(4 * ROWS)));
+    constexpr int CHAINS = 8;  // sums that do not wait for one another
+    float* in = work.column.numbers<float>(layer.k);
+    for (int c = 0; c < layer.k; c++) in[c] = x[c * ld] * scale;
+    const float* w = static_cast<const float*>(layer.weight);
+    for (int m = 0; m < layer.m; m += ROWS) {
+        block sum[CHAINS] = {};
+        auto add = [&](int i, int c) {
+            block weight;
+            memcpy(&weight, w, sizeof weight);
+            sum[i] += weight * in[c];
+            w += ROWS;
+        };
+        int c = 0;
+        for (; c + CHAINS <= layer.k; c += CHAINS) {
+            for (int i = 0; i < CHAINS; i += 2) __builtin_prefetch(w + (AHEAD + i) * ROWS);
+#pragma GCC unroll 8
+            for (int i = 0; i < CHAINS; i++) add(i, c + i);
+        }
+        for (; c < layer.k; c++) add(0, c);
+        for (int i = 1; i < CHAINS; i++) sum[0] += sum[i];
+        for (int r = 0; r < ROWS; r++) y[m + r] = sum[0][r] + layer.bias[m + r];
+    }
+}
+
 template <int N>
 static void feed_forward_tile(const FeedForwardWeights& f, float* x, const float* mixed, long ld,
-                              int dim, Workspace& work) {
+                              int dim, bool alone, Workspace& work) {
     const Ones<N> one;
     float* y = work.tile.numbers<float>(dim * TILE);
     float* hidden = work.hidden.numbers<float>(f.fc1.m * TILE);
@@ -13,7 +40,7 @@ static void feed_forward_tile(const FeedForwardWeights& f, float* x, const float
     dense<N>(f.out, mixed, ld, dim, work, one.values, one.values, [&](int m, int v, vf a) {
         store(y + m * TILE + v * W, a);
         squares[v] += a * a;  // the mean has been taken out of the weights
-    });
+    }, alone);
     for (int v = 0; v < N; v++) inverse[v] = inverse_std(sum[v], squares[v], dim, f.eps_attn);
     for (int v = 0; v < N; v++) squares[v] = vf{};
     for (int c = 0; c < dim; c++)
@@ -33,12 +60,12 @@ static void feed_forward_tile(const FeedForwardWeights& f, float* x, const float
         store(hidden + m * TILE + v * W, a);
         sum[v] += a;
         squares[v] += a * a;
-    });
+    }, alone);
     for (int v = 0; v < N; v++) inverse[v] = inverse_std(sum[v], squares[v], f.fc1.m, f.eps_fc2);
     dense<N>(f.fc2, hidden, TILE, f.fc1.m, work, one.values, inverse, [&](int m, int v, vf a) {
         float* at = x + m * ld + v * W;
         store(at, load(at) * f.w_resid[m] + (a + f.bias[m]));
-    });
+    }, alone);
 }
 
 template <int N>
@@ -95,7 +122,7 @@ void project(const ParticleBlockWeights& block, const float* x, float* qkv, long
 void feed_forward(const FeedForwardWeights& f, float* x, const float* mixed, long ld, long tokens,
                   int dim, Workspace& work) {
     tiles(tokens, [&](auto size, long t) {
-        feed_forward_tile<decltype(size)::value>(f, x + t, mixed + t, ld, dim, work);
+        feed_forward_tile<decltype(size)::value>(f, x + t, mixed + t, ld, dim, tokens == 1, work);
     });
 }
 

@@ -22,7 +22,7 @@ void Buffer::release() {
 void Workspace::trim() {
     Buffer* const all[] = {&x,    &qkv,    &mixed, &tile,     &hidden,   &pair,
                            &pair_hidden,   &pair_out, &bias,  &momenta,  &scores,
-                           &cls,  &cls_wide, &cls_mean, &heads, &particles, &quantized};
+                           &cls,  &cls_wide, &cls_mean, &heads, &particles, &quantized, &column, &row};
     size_t total = 0;
     for (const Buffer* buffer : all) total += buffer->size();
     if (total <= KEPT_BYTES) return;

@@ -42,7 +42,7 @@ enum Stage { EMBED, PAIR_EMBED, ATTENTION, FEED_FORWARD, CLASS_ATTENTION, STAGES
 
 struct Workspace {
     Buffer x, qkv, mixed, tile, hidden, pair, pair_hidden, pair_out, bias, momenta, scores;
-    Buffer cls, cls_wide, cls_mean, heads, particles, quantized;
+    Buffer cls, cls_wide, cls_mean, heads, particles, quantized, column, row;
     double seconds[STAGES] = {};
 
     // Memory outlives a call, because fresh memory costs a page fault for every 4 KiB. What a long
