@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test fuzz browser-test page lint docs clean
+.PHONY: demo test fuzz browser-test page lint docs wheel clean
 
 demo: .venv/.installed
 	./train_QuarkGluon.sh ParT kin --demo
@@ -21,6 +21,16 @@ browser-test: .venv/.installed
 # The page of `jetzoo explore`, from its sources, with Node.js; the result is committed.
 page:
 	cd src/jetzoo/interpret/page && npm ci --no-audit --no-fund --silent && npm run --silent build
+
+PLATFORM = $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_platform().replace("-", "_"))')
+
+# A wheel for machines of this architecture, with all kernels compiled; they then need no compiler.
+wheel: .venv/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt build wheel
+	$(BIN)/python -m jetzoo.native.compilation
+	$(BIN)/python -m build --wheel --outdir dist
+	rm -r src/jetzoo/native/compiled
+	$(BIN)/python -m wheel tags --remove --platform-tag $(PLATFORM) dist/jetzoo-*-none-any.whl
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
@@ -45,4 +55,4 @@ docs: .venv/.docs
 	@touch $@
 
 clean:
-	rm -rf .venv training build docs/_build src/*.egg-info
+	rm -rf .venv training build dist docs/_build src/*.egg-info src/jetzoo/native/compiled

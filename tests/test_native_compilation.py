@@ -265,3 +265,47 @@ def test_an_unknown_instruction_set_lets_pytorch_compute(tiny, monkeypatch, capl
     monkeypatch.setattr(compilation, "instruction_set", lambda: None)
     assert native.load("tiny") is None
     assert "PyTorch's own run" in caplog.text
+
+
+@pytest.fixture
+def carried(tiny, tmp_path, monkeypatch):
+    """`tiny` with the library in the package, and no compiler; gives the library."""
+    monkeypatch.setattr(compilation, "INSTRUCTION_SETS", {"plain": [], "odd": ["-no-such-option"]})
+    compilation.compile_all()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    return tmp_path / compilation.CARRIED / "tiny-plain.so"
+
+
+def test_a_library_of_the_package_needs_no_compiler(capsys, carried, tiny):
+    assert "tiny-odd is left out" in capsys.readouterr().out
+    assert [path.name for path in carried.parent.glob("*.so")] == ["tiny-plain.so"]
+    assert loaded()
+    assert not tiny.exists()  # nothing is cached
+
+
+@pytest.mark.parametrize("damage", ["cut", "no seal", "other sources", "no library"])
+def test_a_library_of_the_package_that_does_not_serve(
+    carried, tmp_path, damage, monkeypatch, caplog
+):
+    if damage == "cut":
+        carried.write_bytes(carried.read_bytes()[:-100])
+    elif damage == "no seal":
+        compilation._seal_of(carried).unlink()
+    elif damage == "other sources":
+        (tmp_path / "tiny.cpp").write_text(TINY + "// changed")
+    else:
+        carried.write_bytes(b"of another system")
+        compilation._write_seal(compilation._seal_of(carried), "tiny", carried)
+    assert not loaded()
+    assert ("does not load" in caplog.text) == (damage == "no library")
+    monkeypatch.delenv("CXX")
+    assert loaded()
+
+
+def test_a_wheel_carries_all_processors_of_an_architecture(monkeypatch):
+    monkeypatch.setattr(compilation.platform, "machine", lambda: "x86_64")
+    stems = [stem for name in compilation.LIBRARIES for stem, _ in compilation._all_targets(name)]
+    assert {"isa", "part-plain", "part-avxvnni", "training-avx512vnni-bf16"} < set(stems)
+    assert not any("neon" in stem for stem in stems)
+    monkeypatch.setattr(compilation.platform, "machine", lambda: "aarch64")
+    assert [stem for stem, _ in compilation._all_targets("part")] == ["part-neon"]

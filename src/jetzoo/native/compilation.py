@@ -1,5 +1,9 @@
 """Compiles the kernels at their first use, keeps the libraries, and loads them with care.
 
+A wheel can carry them: ``python -m jetzoo.native.compilation`` compiles all of them for every
+instruction set, into a folder of the package (``make wheel``). What a wheel carries is taken before
+anything is compiled, if it is of the sources beside it and loads here.
+
 A library that was cut short would kill the process that maps it, so the size and the checksum of
 each are kept beside it and compared before it is loaded. Threads and processes that need the same
 library at the same time wait for the first of them.
@@ -33,6 +37,7 @@ except ImportError:  # there is none on Windows
 logger = logging.getLogger("jetzoo")
 
 SOURCES = Path(__file__).parent
+CARRIED = "compiled"  # the folder beside the sources for what a wheel carries
 # What is compiled for each instruction set of its own, and what is the same for all.
 PART_KERNELS = ("part_group", "part_layers", "part_pairs", "part_attention")
 LIBRARIES = {
@@ -76,6 +81,8 @@ INSTRUCTION_SETS = {
     "neon": [],
 }
 
+X86 = ("x86_64", "amd64")
+
 # A failure that may pass is tried again at once, this often, and from then on after a while.
 TRIES = 3
 PAUSE = 60  # seconds
@@ -115,7 +122,8 @@ def load(name):
     there, in a folder of this user in the temporary directory, under a name that depends on the
     sources, the compiler and the instruction set: machines with different processors may share a
     cache. ``CXX`` chooses the compiler; ``JETZOO_NATIVE=0`` does without kernels, and
-    ``JETZOO_ISA`` takes another instruction set than the best, see :func:`instruction_set`.
+    ``JETZOO_ISA`` takes another instruction set than the best, see :func:`instruction_set`. Nothing
+    is compiled where the installed package carries the library.
 
     Parameters
     ----------
@@ -170,20 +178,13 @@ def _find_or_compile(name):
     if os.environ.get("JETZOO_NATIVE") == "0":
         logger.info("native kernels are switched off (JETZOO_NATIVE=0)")
         return None
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++")), None)
-    if compiler is None or not shutil.which(compiler.split()[0]):
-        raise Unavailable(f"no C++ compiler ({compiler or 'g++ or clang++'})")
-    command = [*compiler.split(), *FLAGS]
-    file = name
-    if name != "isa":
-        isa = instruction_set()
-        if isa is None:
-            raise OSError("it is not known which instructions the processor has")
-        command += [f"-DISA={isa}", *INSTRUCTION_SETS[isa]]
-        if name == "training" and "avx512" in isa and load("isa").multiplies_bfloat16():
-            command.append("-mavx512bf16")
-        file += f"-{isa}"
-    file += f"-{_digest(name, compiler, command)}.so"
+    stem, options = _target(name)
+    library = _carried(name, stem)
+    if library is not None:
+        return library
+    compiler = _compiler()
+    command = [*compiler, *FLAGS, *options]
+    file = f"{stem}-{_digest(name, compiler, command)}.so"
     failure = None
     for folder in _folders():
         path = folder / file
@@ -199,6 +200,45 @@ def _find_or_compile(name):
             _state.warn("compiled kernels cannot be kept in %s (%s)", folder, _reason(error))
             failure = error
     raise failure or OSError("there is no folder that the kernels can be kept in")
+
+
+def _compiler():
+    """The compiler as words of a command."""
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++")), None)
+    if compiler is None or not shutil.which(compiler.split()[0]):
+        raise Unavailable(f"no C++ compiler ({compiler or 'g++ or clang++'})")
+    return compiler.split()
+
+
+def _target(name):
+    """What a library is called on this machine, and the options of the compiler for it."""
+    if name == "isa":
+        return name, []
+    isa = instruction_set()
+    if isa is None:
+        raise OSError("it is not known which instructions the processor has")
+    half = name == "training" and "avx512" in isa and load("isa").multiplies_bfloat16()
+    return _for_set(name, isa, half)
+
+
+def _for_set(name, isa, half=False):
+    """The same for an instruction set, with products of bfloat16 if there are any."""
+    options = [f"-DISA={isa}", *INSTRUCTION_SETS[isa]]
+    return (
+        (f"{name}-{isa}-bf16", [*options, "-mavx512bf16"]) if half else (f"{name}-{isa}", options)
+    )
+
+
+def _carried(name, stem):
+    """A library of the installed package, or None where it has none that serves."""
+    path = SOURCES / CARRIED / f"{stem}.so"
+    if not _is_whole(path) or _seal(path).get("sources") != _digest_of_sources(name):
+        return None
+    try:
+        return _checked(name, ctypes.CDLL(str(path)))
+    except (OSError, Unavailable) as error:
+        _state.warn("%s of the package does not load (%s): it is compiled", stem, _reason(error))
+        return None
 
 
 def instruction_set():
@@ -230,11 +270,16 @@ def instruction_set():
 
 def _digest(name, compiler, command):
     """What a library depends on: its sources, the compiler and its options."""
-    version = _run([*compiler.split(), "--version"], check=False).stdout
-    digest = hashlib.sha256("\n".join((version, platform.machine(), *command)).encode())
+    version = _run([*compiler, "--version"], check=False).stdout
+    text = "\n".join((version, platform.machine(), *command, _digest_of_sources(name)))
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _digest_of_sources(name):
+    digest = hashlib.sha256()
     for path in (*_sources(name), *sorted(SOURCES.glob("*.h"))):
         digest.update(path.read_bytes())
-    return digest.hexdigest()[:20]
+    return digest.hexdigest()
 
 
 def _sources(name):
@@ -262,14 +307,24 @@ def _folders():
 def _is_whole(path):
     """Whether a library is, byte for byte, what was compiled."""
     try:
-        expected = json.loads(_seal_of(path).read_text())
+        expected = _seal(path)
         return path.stat().st_size == expected["size"] and _sha256(path) == expected["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
+def _seal(path):
+    """What was written down of a library when it was compiled."""
+    return json.loads(_seal_of(path).read_text())
+
+
 def _seal_of(path):
     return path.with_name(path.name + ".json")
+
+
+def _write_seal(seal, name, library):
+    content = {"size": library.stat().st_size, "sha256": _sha256(library)}
+    seal.write_text(json.dumps(content | {"sources": _digest_of_sources(name)}))
 
 
 def _sha256(path):
@@ -287,9 +342,7 @@ def _compile(name, command, path):
         ) as folder:
             library, seal = Path(folder) / path.name, Path(folder) / "seal.json"
             build(_sources(name), command, library)
-            seal.write_text(
-                json.dumps({"size": library.stat().st_size, "sha256": _sha256(library)})
-            )
+            _write_seal(seal, name, library)
             library.replace(path)
             seal.replace(_seal_of(path))
 
@@ -310,6 +363,41 @@ def build(sources, command, library):
         pairs = zip(map(str, sources), map(str, objects), strict=True)
         list(pool.map(lambda pair: _run([*command, "-c", pair[0], "-o", pair[1]]), pairs))
     _run([*command, "-shared", *map(str, objects), "-o", str(library)])
+
+
+def compile_all():
+    """Compile what a wheel carries: each library for each instruction set of this architecture.
+
+    What the compiler has no options for is left out with a note.
+    """
+    folder = SOURCES / CARRIED
+    folder.mkdir(exist_ok=True)
+    command = [*_compiler(), *FLAGS]
+    for name in LIBRARIES:
+        for stem, options in _all_targets(name):
+            library = folder / f"{stem}.so"
+            with tempfile.TemporaryDirectory() as work:
+                try:
+                    build(_sources(name), [*command, *options], Path(work) / library.name)
+                except subprocess.CalledProcessError as error:
+                    print(f"note: {stem} is left out: {_reason(error)}")
+                    continue
+                shutil.copyfile(Path(work) / library.name, library)
+            _write_seal(_seal_of(library), name, library)
+            print(f"compiled {stem}")
+
+
+def _all_targets(name):
+    """As :func:`_target`, for all processors of this architecture."""
+    if name == "isa":
+        return [(name, [])]
+    machine = platform.machine().lower()
+    if machine in ("aarch64", "arm64"):
+        sets = ("neon",)
+    else:
+        sets = [x for x in INSTRUCTION_SETS if x != "neon"] if machine in X86 else ["plain"]
+    halves = [isa for isa in sets if name == "training" and "avx512" in isa]
+    return [_for_set(name, isa) for isa in sets] + [_for_set(name, isa, True) for isa in halves]
 
 
 def _run(command, check=True):
@@ -369,3 +457,7 @@ def _reason(error):
     text = getattr(error, "stderr", None) or str(error) or type(error).__name__
     lines = text.strip().split("\n")
     return next((x for x in lines if any(sign in x for sign in PASSING)), lines[0])
+
+
+if __name__ == "__main__":
+    compile_all()
