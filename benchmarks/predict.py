@@ -5,8 +5,9 @@
 
 Whole commands are timed, from files of jets to files of scores, one of each in turn. The jets are
 those of the embedded quark/gluon test sample, repeated; the weights are those of the model card.
-weaver, which is slow, gets fewer jets. Both get 100 jets, too: the time of these is that of the
-start. Writes ``results/predict.csv`` beside this file.
+weaver runs its own ParT with them, and the faster network of jetzoo. It is slow and gets fewer
+jets. All get 100 jets, too: the time of these is that of the start. Writes ``results/predict.csv``
+beside this file.
 """
 
 import statistics
@@ -49,9 +50,52 @@ def jetzoo_command(path, output):
     return [sys.executable, "-m", "jetzoo", "predict", *words]
 
 
-def weaver_command(path, output):
+# weaver-core's own network, as the file of the published one has it.
+OWN_NETWORK = """
+import torch
+from weaver.nn.model.ParticleTransformer import ParticleTransformer
+
+
+class Network(torch.nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.mod = ParticleTransformer(**options)
+
+    def forward(self, points, features, lorentz_vectors, mask):
+        return self.mod(features, v=lorentz_vectors, mask=mask)
+
+
+def get_model(data_config, **options):
+    features = len(data_config.input_dicts["pf_features"])
+    classes = len(data_config.label_value)
+    # What weaver adds for itself is not of the network.
+    model = Network(input_dim=features, num_classes=classes, use_pre_activation_pair=False)
+    names = list(data_config.input_names)
+    axes = {name: {0: "N", 2: "n"} for name in names}
+    shapes = {name: ((1,) + shape[1:]) for name, shape in data_config.input_shapes.items()}
+    return model, {
+        "input_names": names,
+        "input_shapes": shapes,
+        "output_names": ["softmax"],
+        "dynamic_axes": axes | {"softmax": {0: "N"}},
+    }
+
+
+def get_loss(data_config, **options):
+    return torch.nn.CrossEntropyLoss()
+"""
+
+
+def own_network_command(path, output):
+    """Tag jets with weaver and its own network."""
+    network = output.with_name("weaver_part.py")
+    network.write_text(OWN_NETWORK)
+    return weaver_command(path, output, network)
+
+
+def weaver_command(path, output, network=None):
     """Tag jets with weaver, in the words of the training scripts."""
-    network, checkpoint, config = models.find(MODEL)
+    name, checkpoint, config = models.find(MODEL)
     prefix = output.with_name("weaver.pt")
     if not prefix.exists():
         prefix.symlink_to(Path(checkpoint).absolute())
@@ -60,11 +104,15 @@ def weaver_command(path, output):
         # One process that loads, as weaver has with one file.
         *("--num-workers", "1", "--data-test", path, "--predict-output", output),
         *("--data-config", repository.data_config(config), "--model-prefix", prefix),
-        *("--network-config", repository.network(network)),
+        *("--network-config", network or repository.network(name)),
     ]
 
 
-COMMANDS = {"jetzoo": jetzoo_command, "weaver": weaver_command}
+COMMANDS = {
+    "jetzoo": jetzoo_command,
+    "weaver": own_network_command,
+    "weaver, network of jetzoo": weaver_command,
+}
 
 
 def time_command(make, path):
@@ -92,7 +140,7 @@ def main():
     parser.add_argument("--jets", type=int, default=100_000, metavar="N")
     parser.add_argument("--weaver-jets", type=int, default=5_000, metavar="N")
     args = parser.parse_args()
-    counts = {"jetzoo": args.jets, "weaver": args.weaver_jets}
+    counts = {what: args.jets if what == "jetzoo" else args.weaver_jets for what in COMMANDS}
 
     tagger = jetzoo.load(MODEL, device="cpu", fast=True)
     turns = []
