@@ -258,6 +258,62 @@ def test_paths_of_the_planted_circuit(patching, effects):
     assert roles(circuit)[other] == "not patched"
 
 
+def test_threads_find_what_one_finds(planted, monkeypatch):
+    """Each with a network of its own; the last batch is a small one."""
+    found = []
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        some = circuits.Patching(*planted, batch_size=13)
+        assert len(some.models) == threads and len(some.batches) == 5
+        effects = circuits.ablation_effects(some, ("mean",))
+        heads, auc = circuits.smallest_circuit(some, effects)
+        paths = circuits.path_effects(some, [SOURCE, READOUT], ("other_class",))
+        found.append((heads, auc, [e["size"] for e in effects], [e["effect"] for e in paths]))
+    assert found[0][0] == found[1][0]
+    for one, other in zip(found[0][1:], found[1][1:], strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-6)
+
+
+def test_labels_of_a_figure_do_not_overlap():
+    def head(name):
+        kind = "particle" if name[0] == "L" else "class"
+        return Node("head", kind, int(name[1]) - 1, int(name[-1]) - 1)
+
+    grid = [head(f"{layer}.H{k}") for layer in ("L1", "L2", "L3", "C1") for k in range(1, 9)]
+    effects = [{"node": node, "mode": "mean"} for node in grid]
+    paths = {
+        ("L1.H8", "L2.H7"): -0.02,
+        ("L1.H7", "L2.H7"): 0.07,
+        ("L1.H8", "L2.H1"): 0.05,
+        ("L1.H7", "L2.H1"): 0.03,
+        ("L1.H4", "L2.H1"): 0.06,
+        ("L1.H7", "L2.H2"): 0.03,
+        ("L2.H7", "C1.H8"): -0.25,
+        ("L2.H1", "C1.H1"): 0.12,
+    }
+    edges = [
+        {"corruption": "rotation", "sender": head(a), "receiver": head(b), "effect": effect}
+        for (a, b), effect in paths.items()
+    ]
+    heads = [*dict.fromkeys(head(name) for pair in paths for name in pair)]
+    edges += [
+        {"corruption": "rotation", "sender": node, "receiver": None, "effect": -0.21}
+        for node in heads
+    ]
+    circuit = circuits.Circuit(0.9, effects, heads, 0.9, edges, 1, 1)
+    figure = interpret.figures.circuit_graph(circuit, roles(circuit))
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
+    assert len(boxes) == len(heads) + len(paths)
+    overlaps = [
+        (one.x0, one.y0)
+        for k, one in enumerate(boxes)
+        for other in boxes[:k]
+        if one.overlaps(other)
+    ]
+    assert overlaps == []
+
+
 def test_matched_jets_are_of_the_other_class(planted):
     tagger, jets = planted
     other = corruptions.matched(tagger, jets)

@@ -14,6 +14,7 @@ from jetzoo.jets import num_particles, true_labels
 from . import figures
 from .circuits import KEPT, Circuit, find_circuit
 from .explorer import spread
+from .figures.circuits import FAINTEST
 from .interventions import nodes
 from .recorder import check_states, transformer
 from .report import finite_jets
@@ -103,8 +104,10 @@ class CircuitReport:
             pages.Panel(
                 "circuit",
                 "The circuit",
-                "Heads of the smallest circuit, with their direct effect on the logits; arrows are "
-                "the effects of paths between them, as shares of what corrupting the jet does.",
+                "Heads of the smallest circuit and the paths between them. Numbers, in heads for "
+                "their direct effect on the logits and on arrows for that of a path, are percent "
+                f"of what corrupting the jet does; below {100 * FAINTEST:.0f} there are "
+                "none, and dotted paths are negative.",
                 figures.circuit_graph(self.found, roles(self.found)),
             ),
             pages.Panel(
