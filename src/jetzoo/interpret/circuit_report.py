@@ -12,7 +12,7 @@ from jetzoo import tables as files_of_jets
 from jetzoo.jets import num_particles, true_labels
 
 from . import figures
-from .circuits import KEPT, Circuit, find_circuit
+from .circuits import Circuit, find_circuit
 from .explorer import spread
 from .figures.circuits import FAINTEST
 from .interventions import nodes
@@ -69,7 +69,7 @@ class CircuitReport:
     Attributes
     ----------
     about : dict
-        Network, classes and number of jets.
+        Network, classes, number of jets, and the share of AUC - 1/2 to keep.
     found : Circuit
     notes : list of str
     """
@@ -144,8 +144,9 @@ class CircuitReport:
     def sentence(self):
         """Say what the smallest circuit is."""
         found, num = self.found, sum(e["node"].what == "head" for e in self.found.effects) // 3
+        kept = f"{100 * self.about['kept']:g}%"
         return (
-            f"{len(found.heads)} of {num} heads keep {100 * KEPT:.0f}% of the AUC over 1/2: "
+            f"{len(found.heads)} of {num} heads keep {kept} of the AUC over 1/2: "
             f"{found.circuit_auc:.4f} of {found.auc:.4f}, on {self.about['num_jets']:,} jets. "
             f"Parts were ablated on {found.num_ablated:,} of them and paths patched on "
             f"{found.num_patched:,}; errors are standard errors over these jets."
@@ -179,7 +180,7 @@ class CircuitReport:
 HEADER = ("head", "role", "AUC lost alone", "change of the log-odds")
 
 
-def circuit(tagger, network, files, *, jets=None, batch_size=64, **options):
+def circuit(tagger, network, files, *, jets=None, batch_size=64, kept=0.95, **options):
     """Find out which parts of a trained network carry its decision.
 
     Parameters
@@ -193,6 +194,8 @@ def circuit(tagger, network, files, *, jets=None, batch_size=64, **options):
         The first so many jets, or the indices of some. By default 1,000, at equal distances. Parts
         are ablated on at most 1,000 of them, and paths patched on at most 300.
     batch_size : int
+    kept : float
+        Share of AUC - 1/2, by the heads of the circuit.
     **options
         Of the network; not used, as the tagger has them.
 
@@ -225,8 +228,9 @@ def circuit(tagger, network, files, *, jets=None, batch_size=64, **options):
         raise UserError("A circuit takes jets of two known classes or more.")
     order = np.argsort(counts, kind="stable")
     sample = sample[order[counts[order] > 1]]
-    found = find_circuit(tagger, sample, batch_size)
+    found = find_circuit(tagger, sample, batch_size, kept)
     if found.auc <= 0.5:
         notes.append(f"The network does not tell these jets apart: its AUC is {found.auc:.2f}.")
     about = {"network": str(network), "classes": tagger.classes, "num_jets": len(sample)}
+    about["kept"] = kept
     return CircuitReport(about, found, notes)

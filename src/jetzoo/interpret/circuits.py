@@ -24,7 +24,6 @@ from .replay import Replay
 from .sample import batch as one_batch
 
 MODES = ("zero", "mean", "resample")
-KEPT = 0.95  # of AUC - 1/2, by the heads of a circuit
 MOST_HEADS = 12  # between which paths are patched
 ABLATED, PATCHED = 1000, 300  # jets of the ablations and the search, and of the paths
 
@@ -43,8 +42,8 @@ class Circuit:
         errors ``auc_change_error`` and ``log_odds_change_error``, of the same jets with and
         without.
     heads : list of Node
-        The smallest set that was found of heads that keep 95% of the AUC over 1/2 when all others
-        have their mean values; the largest effect first.
+        The smallest set that was found of heads that keep enough of the AUC when all others have
+        their mean values; the largest effect first.
     circuit_auc : float
         Of the network with these heads.
     edges : list of dict
@@ -194,7 +193,7 @@ def ablation_effects(patching, modes=MODES):
     ]
 
 
-def smallest_circuit(patching, effects, kept=KEPT):
+def smallest_circuit(patching, effects, kept):
     """Search greedily for the smallest set of heads that keeps the performance.
 
     All other heads have their mean values. Heads are taken in the order of the size of their own
@@ -320,7 +319,7 @@ def _aligned(corrupted, other, values, mask):
     return source
 
 
-def find_circuit(tagger, jets, batch_size=64, ablated=ABLATED, patched=PATCHED):
+def find_circuit(tagger, jets, batch_size=64, kept=0.95, ablated=ABLATED, patched=PATCHED):
     """Ablate all nodes, search the smallest circuit and patch its paths.
 
     Parameters
@@ -330,6 +329,8 @@ def find_circuit(tagger, jets, batch_size=64, ablated=ABLATED, patched=PATCHED):
         With labels of two classes or more, sorted by their number of particles. The AUC of the
         network and of the circuit is that of all of them.
     batch_size : int
+    kept : float
+        Share of AUC - 1/2, by the heads of the circuit.
     ablated, patched : int
         Jets, at equal distances among all, of the ablations and the search, and of the paths,
         which take more time for each jet.
@@ -347,7 +348,7 @@ def find_circuit(tagger, jets, batch_size=64, ablated=ABLATED, patched=PATCHED):
 
     some, few = part_of_it(ablated), part_of_it(patched)
     effects = ablation_effects(some)
-    heads, auc = smallest_circuit(some, effects)
+    heads, auc = smallest_circuit(some, effects, kept)
     edges = path_effects(few, heads[:MOST_HEADS])
     full = some.auc(some.logits)
     if whole is not some:
