@@ -252,7 +252,7 @@ def test_paths_of_the_planted_circuit(patching, effects):
         for pair in ((SOURCE, other), (other, READOUT), (other, None)):
             assert found[name, *pair] == pytest.approx(0, abs=1e-6)
     kept = [e for e in edges if other not in (e["sender"], e["receiver"])]
-    circuit = circuits.Circuit(1.0, effects, [SOURCE, READOUT], 1.0, kept, 60, 60)
+    circuit = circuits.Circuit(1.0, effects, [SOURCE, READOUT], 1.0, kept, 60)
     assert roles(circuit) == {SOURCE: "source", READOUT: "readout"}
     circuit.heads.append(other)
     assert roles(circuit)[other] == "not patched"
@@ -300,7 +300,7 @@ def test_labels_of_a_figure_do_not_overlap():
         {"corruption": "rotation", "sender": node, "receiver": None, "effect": -0.21}
         for node in heads
     ]
-    circuit = circuits.Circuit(0.9, effects, heads, 0.9, edges, 1, 1)
+    circuit = circuits.Circuit(0.9, effects, heads, 0.9, edges, 1)
     figure = interpret.figures.circuit_graph(circuit, roles(circuit))
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]

@@ -128,8 +128,7 @@ class CircuitReport:
             "circuit": [head.name for head in self.found.heads],
             "roles": {head.name: role for head, role in roles(self.found).items()},
             "circuit_auc": self.found.circuit_auc,
-            "num_ablated": self.found.num_ablated,
-            "num_patched": self.found.num_patched,
+            "num_edited": self.found.num_edited,
             "effects": self.effect_rows(),
             "paths": self.path_rows(),
         }
@@ -148,8 +147,8 @@ class CircuitReport:
         return (
             f"{len(found.heads)} of {num} heads keep {kept} of the AUC over 1/2: "
             f"{found.circuit_auc:.4f} of {found.auc:.4f}, on {self.about['num_jets']:,} jets. "
-            f"Parts were ablated on {found.num_ablated:,} of them and paths patched on "
-            f"{found.num_patched:,}; errors are standard errors over these jets."
+            f"Parts were ablated and paths patched on {found.num_edited:,} of them; errors are "
+            "standard errors over these."
         )
 
     def lines(self):
@@ -191,8 +190,8 @@ def circuit(tagger, network, files, *, jets=None, batch_size=64, kept=0.95, **op
     files : sequence of str or Path
         Jets with the branches of the data config, and labels.
     jets : int or sequence of int, optional
-        The first so many jets, or the indices of some. By default 1,000, at equal distances. Parts
-        are ablated on at most 1,000 of them, and paths patched on at most 300.
+        The first so many jets, or the indices of some. By default 1,000, at equal distances.
+        Parts are ablated and paths patched on at most 1,000 of them.
     batch_size : int
     kept : float
         Share of AUC - 1/2, by the heads of the circuit.

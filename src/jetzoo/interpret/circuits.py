@@ -25,7 +25,7 @@ from .sample import batch as one_batch
 
 MODES = ("zero", "mean", "resample")
 MOST_HEADS = 12  # between which paths are patched
-ABLATED, PATCHED = 1000, 300  # jets of the ablations and the search, and of the paths
+EDITED = 1000  # jets of the ablations, the search and the paths
 
 
 @dataclass
@@ -50,8 +50,8 @@ class Circuit:
         ``corruption``, ``sender``, ``receiver`` (None for all that follows but heads) and
         ``effect``, the share of what corrupting the whole jet does to the log-odds, with its
         standard error ``effect_error``.
-    num_ablated, num_patched : int
-        Jets of the effects and the search, and of the edges.
+    num_edited : int
+        Jets of the effects, the search and the edges.
     """
 
     auc: float
@@ -59,8 +59,7 @@ class Circuit:
     heads: list
     circuit_auc: float
     edges: list
-    num_ablated: int
-    num_patched: int
+    num_edited: int
 
 
 class Patching:
@@ -319,7 +318,7 @@ def _aligned(corrupted, other, values, mask):
     return source
 
 
-def find_circuit(tagger, jets, batch_size=64, kept=0.95, ablated=ABLATED, patched=PATCHED):
+def find_circuit(tagger, jets, batch_size=64, kept=0.95, edited=EDITED):
     """Ablate all nodes, search the smallest circuit and patch its paths.
 
     Parameters
@@ -331,25 +330,20 @@ def find_circuit(tagger, jets, batch_size=64, kept=0.95, ablated=ABLATED, patche
     batch_size : int
     kept : float
         Share of AUC - 1/2, by the heads of the circuit.
-    ablated, patched : int
-        Jets, at equal distances among all, of the ablations and the search, and of the paths,
-        which take more time for each jet.
+    edited : int
+        Jets, at equal distances among all, of the ablations, the search and the paths, which take
+        much longer than the AUC.
 
     Returns
     -------
     Circuit
     """
-    whole = Patching(tagger, jets, batch_size)
-
-    def part_of_it(count):
-        if count >= len(jets):
-            return whole
-        return Patching(tagger, jets[spread(len(jets), count)], batch_size)
-
-    some, few = part_of_it(ablated), part_of_it(patched)
+    whole = some = Patching(tagger, jets, batch_size)
+    if edited < len(jets):
+        some = Patching(tagger, jets[spread(len(jets), edited)], batch_size)
     effects = ablation_effects(some)
     heads, auc = smallest_circuit(some, effects, kept)
-    edges = path_effects(few, heads[:MOST_HEADS])
+    edges = path_effects(some, heads[:MOST_HEADS])
     full = some.auc(some.logits)
     if whole is not some:
         gone = [n for n in nodes(tagger.model) if n.what == "head" and n not in heads]
@@ -360,4 +354,4 @@ def find_circuit(tagger, jets, batch_size=64, kept=0.95, ablated=ABLATED, patche
 
         found = whole.side_by_side(logits, whole.batches, "all jets")
         full, auc = map(whole.auc, zip(*found, strict=True))
-    return Circuit(full, effects, heads, auc, edges, len(some.labels), len(few.labels))
+    return Circuit(full, effects, heads, auc, edges, len(some.labels))
