@@ -233,7 +233,7 @@ def test_only_what_was_planted_has_an_effect(patching, effects):
 
 
 def test_the_planted_circuit_is_found(patching, effects):
-    heads, auc = circuits.smallest_circuit(patching, effects)
+    heads, auc = circuits.smallest_circuit(patching, effects, 0.95)
     assert set(heads) == {SOURCE, READOUT}
     assert auc == pytest.approx(1)
 
@@ -252,10 +252,66 @@ def test_paths_of_the_planted_circuit(patching, effects):
         for pair in ((SOURCE, other), (other, READOUT), (other, None)):
             assert found[name, *pair] == pytest.approx(0, abs=1e-6)
     kept = [e for e in edges if other not in (e["sender"], e["receiver"])]
-    circuit = circuits.Circuit(1.0, effects, [SOURCE, READOUT], 1.0, kept, 60, 60)
+    circuit = circuits.Circuit(1.0, effects, [SOURCE, READOUT], 1.0, kept, 60)
     assert roles(circuit) == {SOURCE: "source", READOUT: "readout"}
     circuit.heads.append(other)
     assert roles(circuit)[other] == "not patched"
+
+
+def test_threads_find_what_one_finds(planted, monkeypatch):
+    """Each with a network of its own; the last batch is a small one."""
+    found = []
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        some = circuits.Patching(*planted, batch_size=13)
+        assert len(some.models) == threads and len(some.batches) == 5
+        effects = circuits.ablation_effects(some, ("mean",))
+        heads, auc = circuits.smallest_circuit(some, effects, 0.95)
+        paths = circuits.path_effects(some, [SOURCE, READOUT], ("other_class",))
+        found.append((heads, auc, [e["size"] for e in effects], [e["effect"] for e in paths]))
+    assert found[0][0] == found[1][0]
+    for one, other in zip(found[0][1:], found[1][1:], strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-6)
+
+
+def test_labels_of_a_figure_do_not_overlap():
+    def head(name):
+        kind = "particle" if name[0] == "L" else "class"
+        return Node("head", kind, int(name[1]) - 1, int(name[-1]) - 1)
+
+    grid = [head(f"{layer}.H{k}") for layer in ("L1", "L2", "L3", "C1") for k in range(1, 9)]
+    effects = [{"node": node, "mode": "mean"} for node in grid]
+    paths = {
+        ("L1.H8", "L2.H7"): -0.02,
+        ("L1.H7", "L2.H7"): 0.07,
+        ("L1.H8", "L2.H1"): 0.05,
+        ("L1.H7", "L2.H1"): 0.03,
+        ("L1.H4", "L2.H1"): 0.06,
+        ("L1.H7", "L2.H2"): 0.03,
+        ("L2.H7", "C1.H8"): -0.25,
+        ("L2.H1", "C1.H1"): 0.12,
+    }
+    edges = [
+        {"corruption": "rotation", "sender": head(a), "receiver": head(b), "effect": effect}
+        for (a, b), effect in paths.items()
+    ]
+    heads = [*dict.fromkeys(head(name) for pair in paths for name in pair)]
+    edges += [
+        {"corruption": "rotation", "sender": node, "receiver": None, "effect": -0.21}
+        for node in heads
+    ]
+    circuit = circuits.Circuit(0.9, effects, heads, 0.9, edges, 1)
+    figure = interpret.figures.circuit_graph(circuit, roles(circuit))
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
+    assert len(boxes) == len(heads) + len(paths)
+    overlaps = [
+        (one.x0, one.y0)
+        for k, one in enumerate(boxes)
+        for other in boxes[:k]
+        if one.overlaps(other)
+    ]
+    assert overlaps == []
 
 
 def test_matched_jets_are_of_the_other_class(planted):
@@ -308,15 +364,15 @@ def circuit(path, out, *extra, network="ParT", data=SAMPLE):
 @needs_fastjet
 def test_command(tmp_path, capsys):
     out = tmp_path / "deep" / "out"
-    assert circuit(checkpoint(tmp_path), out, "--jets", "40") == 0
+    assert circuit(checkpoint(tmp_path), out, "--jets", "40", "--keep", "0.9") == 0
     written = {file.name for file in out.iterdir()}
     figures = {f"{name}.{kind}" for name in ("circuit", "effects") for kind in ("png", "pdf")}
     assert written == figures | {"effects.csv", "paths.csv", "circuit.json", "index.html"}
     content = json.loads((out / "circuit.json").read_text())
     assert len(content["effects"]) == 11 * 3
     assert set(content["roles"]) == set(content["circuit"])
-    assert content["circuit_auc"] >= 0.5 + 0.95 * (content["auc"] - 0.5)
-    assert "of 6 heads keep 95%" in capsys.readouterr().out.replace("\n", " ")
+    assert content["circuit_auc"] >= 0.5 + 0.9 * (content["auc"] - 0.5)
+    assert "of 6 heads keep 90%" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_misuse(tmp_path, capsys, jets):

@@ -175,6 +175,7 @@ def test_profile_writes_everything(command, monkeypatch, capsys):
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert all((command.out / link).is_file() for link in page.links) and len(page.links) == 2
     assert "script" not in page.tags and "link" not in page.tags
+    assert "<code>jetzoo explore" in (command.out / "index.html").read_text()
     printed = capsys.readouterr().out
     assert "bottleneck" in printed and "index.html" in printed.replace("\n", "")
 
@@ -182,10 +183,14 @@ def test_profile_writes_everything(command, monkeypatch, capsys):
 def test_compare(command, capsys):
     compared = ["--compare", "base", "fast"]
     batch = ["--batch-size", "512"]
+    command.out.mkdir(parents=True)
+    (command.out / "explore.html").write_text("")  # to which the page links
     assert command(*SMALL, *compared, *batch, network="ParT", checkpoint=None) == 0
     printed = capsys.readouterr().out
     assert f"have {len(COUNTS)} jets, fewer than a batch of 512" in printed
     assert "weights are random" in printed
+    page = (command.out / "index.html").read_text()
+    assert "explore.html" in Page(page).links and "<code>jetzoo explore" not in page
     rows = read_csv(command.out / "comparison.csv")
     assert {row["configuration"] for row in rows} == {"base", "fast"}
     kinds = {row["kind"] for row in rows if row["configuration"] == "base"}

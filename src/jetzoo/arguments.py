@@ -101,6 +101,13 @@ def positive_integer(text):
     return value
 
 
+def share(text):
+    value = float(text)
+    if not 0 < value <= 1:
+        raise ValueError
+    return value
+
+
 def _literal(key, text):
     """A Python literal, as weaver reads its --network-option."""
     try:

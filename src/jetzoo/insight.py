@@ -9,6 +9,7 @@ from jetzoo.arguments import (
     load_tagger,
     network_options,
     positive_integer,
+    share,
 )
 
 
@@ -58,12 +59,14 @@ def run_probe(args):
 
 def add_circuit(parser):
     _add_jets(parser, "1000 at equal distances", "circuit")
+    text = "share of the AUC over 1/2 that the heads of the circuit keep (default: 0.95)"
+    parser.add_argument("--keep", type=share, default=0.95, metavar="SHARE", help=text)
 
 
 def run_circuit(args):
     from jetzoo import interpret
 
-    _write_report(args, "circuit", interpret.circuit)
+    _write_report(args, "circuit", interpret.circuit, kept=args.keep)
 
 
 def add_prune(parser):

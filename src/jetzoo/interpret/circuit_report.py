@@ -12,8 +12,9 @@ from jetzoo import tables as files_of_jets
 from jetzoo.jets import num_particles, true_labels
 
 from . import figures
-from .circuits import KEPT, Circuit, find_circuit
+from .circuits import Circuit, find_circuit
 from .explorer import spread
+from .figures.circuits import FAINTEST
 from .interventions import nodes
 from .recorder import check_states, transformer
 from .report import finite_jets
@@ -68,7 +69,7 @@ class CircuitReport:
     Attributes
     ----------
     about : dict
-        Network, classes and number of jets.
+        Network, classes, number of jets, and the share of AUC - 1/2 to keep.
     found : Circuit
     notes : list of str
     """
@@ -103,8 +104,10 @@ class CircuitReport:
             pages.Panel(
                 "circuit",
                 "The circuit",
-                "Heads of the smallest circuit, with their direct effect on the logits; arrows are "
-                "the effects of paths between them, as shares of what corrupting the jet does.",
+                "Heads of the smallest circuit and the paths between them. Numbers, in heads for "
+                "their direct effect on the logits and on arrows for that of a path, are percent "
+                f"of what corrupting the jet does; below {100 * FAINTEST:.0f} there are "
+                "none, and dotted paths are negative.",
                 figures.circuit_graph(self.found, roles(self.found)),
             ),
             pages.Panel(
@@ -125,8 +128,7 @@ class CircuitReport:
             "circuit": [head.name for head in self.found.heads],
             "roles": {head.name: role for head, role in roles(self.found).items()},
             "circuit_auc": self.found.circuit_auc,
-            "num_ablated": self.found.num_ablated,
-            "num_patched": self.found.num_patched,
+            "num_edited": self.found.num_edited,
             "effects": self.effect_rows(),
             "paths": self.path_rows(),
         }
@@ -141,11 +143,12 @@ class CircuitReport:
     def sentence(self):
         """Say what the smallest circuit is."""
         found, num = self.found, sum(e["node"].what == "head" for e in self.found.effects) // 3
+        kept = f"{100 * self.about['kept']:g}%"
         return (
-            f"{len(found.heads)} of {num} heads keep {100 * KEPT:.0f}% of the AUC over 1/2: "
+            f"{len(found.heads)} of {num} heads keep {kept} of the AUC over 1/2: "
             f"{found.circuit_auc:.4f} of {found.auc:.4f}, on {self.about['num_jets']:,} jets. "
-            f"Parts were ablated on {found.num_ablated:,} of them and paths patched on "
-            f"{found.num_patched:,}; errors are standard errors over these jets."
+            f"Parts were ablated and paths patched on {found.num_edited:,} of them; errors are "
+            "standard errors over these."
         )
 
     def lines(self):
@@ -176,7 +179,7 @@ class CircuitReport:
 HEADER = ("head", "role", "AUC lost alone", "change of the log-odds")
 
 
-def circuit(tagger, network, files, *, jets=None, batch_size=64, **options):
+def circuit(tagger, network, files, *, jets=None, batch_size=64, kept=0.95, **options):
     """Find out which parts of a trained network carry its decision.
 
     Parameters
@@ -187,9 +190,11 @@ def circuit(tagger, network, files, *, jets=None, batch_size=64, **options):
     files : sequence of str or Path
         Jets with the branches of the data config, and labels.
     jets : int or sequence of int, optional
-        The first so many jets, or the indices of some. By default 1,000, at equal distances. Parts
-        are ablated on at most 1,000 of them, and paths patched on at most 300.
+        The first so many jets, or the indices of some. By default 1,000, at equal distances.
+        Parts are ablated and paths patched on at most 1,000 of them.
     batch_size : int
+    kept : float
+        Share of AUC - 1/2, by the heads of the circuit.
     **options
         Of the network; not used, as the tagger has them.
 
@@ -222,8 +227,9 @@ def circuit(tagger, network, files, *, jets=None, batch_size=64, **options):
         raise UserError("A circuit takes jets of two known classes or more.")
     order = np.argsort(counts, kind="stable")
     sample = sample[order[counts[order] > 1]]
-    found = find_circuit(tagger, sample, batch_size)
+    found = find_circuit(tagger, sample, batch_size, kept)
     if found.auc <= 0.5:
         notes.append(f"The network does not tell these jets apart: its AUC is {found.auc:.2f}.")
     about = {"network": str(network), "classes": tagger.classes, "num_jets": len(sample)}
+    about["kept"] = kept
     return CircuitReport(about, found, notes)

@@ -4,6 +4,7 @@ Effects are on the log-odds of the true class: its logit less the logarithm of t
 exponentials of the others, which for two classes is the difference of the logits.
 """
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from jetzoo.engine.batching import parallel
 from jetzoo.metrics.numbers import evaluate
 
 from .corruptions import CORRUPTIONS
@@ -22,9 +24,8 @@ from .replay import Replay
 from .sample import batch as one_batch
 
 MODES = ("zero", "mean", "resample")
-KEPT = 0.95  # of AUC - 1/2, by the heads of a circuit
 MOST_HEADS = 12  # between which paths are patched
-ABLATED, PATCHED = 1000, 300  # jets of the ablations and the search, and of the paths
+EDITED = 1000  # jets of the ablations, the search and the paths
 
 
 @dataclass
@@ -41,16 +42,16 @@ class Circuit:
         errors ``auc_change_error`` and ``log_odds_change_error``, of the same jets with and
         without.
     heads : list of Node
-        The smallest set that was found of heads that keep 95% of the AUC over 1/2 when all others
-        have their mean values; the largest effect first.
+        The smallest set that was found of heads that keep enough of the AUC when all others have
+        their mean values; the largest effect first.
     circuit_auc : float
         Of the network with these heads.
     edges : list of dict
         ``corruption``, ``sender``, ``receiver`` (None for all that follows but heads) and
         ``effect``, the share of what corrupting the whole jet does to the log-odds, with its
         standard error ``effect_error``.
-    num_ablated, num_patched : int
-        Jets of the effects and the search, and of the edges.
+    num_edited : int
+        Jets of the effects, the search and the edges.
     """
 
     auc: float
@@ -58,8 +59,7 @@ class Circuit:
     heads: list
     circuit_auc: float
     edges: list
-    num_ablated: int
-    num_patched: int
+    num_edited: int
 
 
 class Patching:
@@ -78,24 +78,47 @@ class Patching:
         self.jets, self.batch_size = jets, batch_size
         self.batches = self.cut(jets)
         self.labels = np.concatenate([b.labels for b in self.batches])
+        # A replay changes the modules of its network while it runs: each thread has one of its own.
+        threads = torch.get_num_threads() if tagger.device.type == "cpu" else 1
+        others = min(threads, len(self.batches)) - 1
+        self.models = [self.model, *(copy.deepcopy(self.model) for _ in range(others))]
 
     def cut(self, jets):
         """Batches of so many jets as there are, in their order."""
         size = self.batch_size
         return [one_batch(self.tagger, jets[k : k + size]) for k in range(0, len(jets), size)]
 
+    def side_by_side(self, function, items, desc=None):
+        """``[function(model, item) for item in items]``, each on one thread, on all of them.
+
+        Parameters
+        ----------
+        function : callable
+        items : sequence
+            One for each batch: those of a batch have the same model each time.
+        desc : str, optional
+            Title of a progress bar of jets; without one there is no bar.
+
+        Returns
+        -------
+        list
+        """
+        found, count = [None] * len(items), len(self.models)
+        total = len(self.labels)
+        with tqdm(total=total, unit="jet", desc=desc, disable=desc is None) as bar:
+
+            def share(worker):
+                for k in range(worker, len(items), count):
+                    found[k] = function(self.models[worker], items[k])
+                    bar.update(len(self.batches[k]))
+
+            parallel(share, range(count), count)
+        return found
+
     @cached_property
     def starts(self):
         """A :class:`Replay` of each batch that remembers what is before the first block."""
-        return list(self.start())
-
-    def start(self):
-        """Yield what ``starts`` lists."""
-        core = transformer(self.model)
-        stages = core.stages()
-        stages = stages[: stages.index(core.blocks[0])]
-        for part in tqdm(self.batches, desc="network", unit="batch"):
-            yield Replay(self.model, part, (), stages)
+        return self.side_by_side(_start, self.batches, "network")
 
     @property
     def logits(self):
@@ -105,10 +128,16 @@ class Patching:
     @cached_property
     def means(self):
         """Mean values at all places."""
-        means = Means()
-        for part in tqdm(self.batches, desc="means", unit="batch"):
-            means.update(Replay(self.model, part, stages=()).values, part.mask)
-        return means
+
+        def of_batch(model, part):
+            means = Means()
+            means.update(Replay(model, part, stages=()).values, part.mask)
+            return means
+
+        total = Means()
+        for means in self.side_by_side(of_batch, self.batches, "means"):
+            total.add(means)
+        return total
 
     def log_odds(self, logits):
         """Of the true class, (num_jets,), from the logits of all batches."""
@@ -135,28 +164,35 @@ class Patching:
         }
 
 
+def _start(model, part):
+    """A :class:`Replay` that remembers what is before the first block."""
+    core = transformer(model)
+    stages = core.stages()
+    return Replay(model, part, (), stages[: stages.index(core.blocks[0])])
+
+
 def ablation_effects(patching, modes=MODES):
     """Ablate each node by itself; see ``effects`` of :class:`Circuit`."""
     todo = [(node, mode) for node in nodes(patching.model) for mode in modes]
-    logits = {key: [] for key in todo}
-    with tqdm(total=len(patching.labels), unit="jet", desc="ablations") as bar:
-        for part in patching.batches:
-            replay = Replay(patching.model, part)
-            sources = {
-                "zero": zeros,
-                "mean": patching.means,
-                "resample": resampled(replay.values, part.mask, patching.means),
-            }
-            for node, mode in todo:
-                logits[node, mode].append(replay.run(node, sources[mode]))
-            bar.update(len(part))
+    means = patching.means
+
+    def ablated(model, part):
+        replay = Replay(model, part)
+        sources = {
+            "zero": zeros,
+            "mean": means,
+            "resample": resampled(replay.values, part.mask, means),
+        }
+        return [replay.run(node, sources[mode]) for node, mode in todo]
+
+    logits = patching.side_by_side(ablated, patching.batches, "ablations")
     return [
         {"node": node, "mode": mode, **patching.effect(changed)}
-        for (node, mode), changed in logits.items()
+        for (node, mode), changed in zip(todo, zip(*logits, strict=True), strict=True)
     ]
 
 
-def smallest_circuit(patching, effects, kept=KEPT):
+def smallest_circuit(patching, effects, kept):
     """Search greedily for the smallest set of heads that keeps the performance.
 
     All other heads have their mean values. Heads are taken in the order of the size of their own
@@ -183,7 +219,11 @@ def smallest_circuit(patching, effects, kept=KEPT):
 
     def auc(heads):
         gone = [head for head in ranked if head not in heads]
-        return patching.auc([start.without(gone, patching.means) for start in patching.starts])
+
+        def logits(_, start):
+            return start.without(gone, patching.means)
+
+        return patching.auc(patching.side_by_side(logits, patching.starts))
 
     # Performance need not grow with each head; the number is halved as if it did.
     low, high = 0, len(ranked)
@@ -216,26 +256,30 @@ def path_effects(patching, heads, corruptions=tuple(CORRUPTIONS)):
         Names in :data:`jetzoo.interpret.corruptions.CORRUPTIONS`.
     """
     later = {s: [r for r in heads if s.depth < r.depth] for s in heads}
+    paths = [(s, r) for s in heads for r in (None, *later[s])]
     clean = patching.log_odds(patching.logits)
+
+    def patched(model, pair):
+        """Logits of a batch whose jets are corrupted, and of each path."""
+        part, other = pair
+        replay = Replay(model, part)
+        corrupted = Replay(model, other, {head.place for head in heads}, ())
+        bad = _aligned(corrupted.values, other.mask, replay.values, part.mask)
+        found = [corrupted.logits]
+        for sender in heads:
+            logits, received = replay.send(sender, bad, later[sender])
+            found.append(logits)
+            found += [replay.run(receiver, _source(received)) for receiver in later[sender]]
+        return found
+
     edges = []
     for name in corruptions:
-        patched, whole = {(s, r): [] for s in heads for r in (None, *later[s])}, []
         others = patching.cut(CORRUPTIONS[name](patching.tagger, patching.jets))
-        with tqdm(total=len(clean), unit="jet", desc=f"paths, {name}") as bar:
-            for part, other in zip(patching.batches, others, strict=True):
-                replay = Replay(patching.model, part)
-                corrupted = Replay(patching.model, other, {head.place for head in heads}, ())
-                whole.append(corrupted.logits)
-                bad = _aligned(corrupted.values, other.mask, replay.values, part.mask)
-                for sender in heads:
-                    logits, received = replay.send(sender, bad, later[sender])
-                    patched[sender, None].append(logits)
-                    for receiver in later[sender]:
-                        patched[sender, receiver].append(replay.run(receiver, _source(received)))
-                bar.update(len(part))
+        pairs = list(zip(patching.batches, others, strict=True))
+        whole, *logits = zip(*patching.side_by_side(patched, pairs, f"paths, {name}"), strict=True)
         lost = clean - patching.log_odds(whole)
-        for (sender, receiver), logits in patched.items():
-            change = clean - patching.log_odds(logits)
+        for (sender, receiver), changed in zip(paths, logits, strict=True):
+            change = clean - patching.log_odds(changed)
             effect = float(change.mean() / lost.mean()) if lost.mean() else 0.0
             edges.append(
                 {
@@ -274,7 +318,7 @@ def _aligned(corrupted, other, values, mask):
     return source
 
 
-def find_circuit(tagger, jets, batch_size=64, ablated=ABLATED, patched=PATCHED):
+def find_circuit(tagger, jets, batch_size=64, kept=0.95, edited=EDITED):
     """Ablate all nodes, search the smallest circuit and patch its paths.
 
     Parameters
@@ -284,28 +328,30 @@ def find_circuit(tagger, jets, batch_size=64, ablated=ABLATED, patched=PATCHED):
         With labels of two classes or more, sorted by their number of particles. The AUC of the
         network and of the circuit is that of all of them.
     batch_size : int
-    ablated, patched : int
-        Jets, at equal distances among all, of the ablations and the search, and of the paths,
-        which take more time for each jet.
+    kept : float
+        Share of AUC - 1/2, by the heads of the circuit.
+    edited : int
+        Jets, at equal distances among all, of the ablations, the search and the paths, which take
+        much longer than the AUC.
 
     Returns
     -------
     Circuit
     """
-    whole = Patching(tagger, jets, batch_size)
-
-    def part_of_it(count):
-        if count >= len(jets):
-            return whole
-        return Patching(tagger, jets[spread(len(jets), count)], batch_size)
-
-    some, few = part_of_it(ablated), part_of_it(patched)
+    whole = some = Patching(tagger, jets, batch_size)
+    if edited < len(jets):
+        some = Patching(tagger, jets[spread(len(jets), edited)], batch_size)
     effects = ablation_effects(some)
-    heads, auc = smallest_circuit(some, effects)
-    edges = path_effects(few, heads[:MOST_HEADS])
+    heads, auc = smallest_circuit(some, effects, kept)
+    edges = path_effects(some, heads[:MOST_HEADS])
     full = some.auc(some.logits)
-    if whole is not some:  # one batch after the other, of which nothing is kept
+    if whole is not some:
         gone = [n for n in nodes(tagger.model) if n.what == "head" and n not in heads]
-        logits = [(start.logits, start.without(gone, some.means)) for start in whole.start()]
-        full, auc = map(whole.auc, zip(*logits, strict=True))
-    return Circuit(full, effects, heads, auc, edges, len(some.labels), len(few.labels))
+
+        def logits(model, part):  # nothing else is kept of a batch
+            start = _start(model, part)
+            return start.logits, start.without(gone, some.means)
+
+        found = whole.side_by_side(logits, whole.batches, "all jets")
+        full, auc = map(whole.auc, zip(*found, strict=True))
+    return Circuit(full, effects, heads, auc, edges, len(some.labels))

@@ -203,6 +203,12 @@ class Means:
             self.sums[place] = self.sums.get(place, 0) + total
             self.counts[place] = self.counts.get(place, 0) + int(real.sum())
 
+    def add(self, other):
+        """Add the values of other means."""
+        for place, total in other.sums.items():
+            self.sums[place] = self.sums.get(place, 0) + total
+            self.counts[place] = self.counts.get(place, 0) + other.counts[place]
+
     def __call__(self, place, value):
         """The mean at a place, as a source of :func:`replacing`."""
         return (self.sums[place] / max(self.counts[place], 1)).to(value.dtype)

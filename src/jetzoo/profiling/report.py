@@ -3,8 +3,10 @@
 import html
 import json
 import math
+import shlex
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import awkward as ak
 import torch
@@ -23,6 +25,8 @@ from .timers import machine_stamp
 
 SAMPLE = repository.sample_jets()
 DATA_CONFIG = "QuarkGluon/qg_kin"
+
+EXPLORER = "explore.html"  # the page of `jetzoo explore`
 
 LINES = 16  # of the table in the terminal
 # Columns of that table, for which a terminal of 80 columns has room.
@@ -51,6 +55,8 @@ class ProfileReport:
     def write(self, folder):
         """Write figures (PNG, PDF), tables (CSV, JSON), Chrome traces and ``index.html``.
 
+        The page links to :data:`EXPLORER`, where there is one in the folder.
+
         Returns
         -------
         list of Path
@@ -72,7 +78,7 @@ class ProfileReport:
         contents["profile.json"] = json.dumps(content, indent=2) + "\n"
         for run in self.runs:
             contents[f"trace_{run.key}.json.gz"] = run.trace.chrome
-        contents["index.html"] = self.page(panels, contents)
+        contents["index.html"] = self.page(panels, contents, (Path(folder) / EXPLORER).exists())
         return pages.write(folder, contents)
 
     def panels(self):
@@ -139,7 +145,7 @@ class ProfileReport:
             found[-1].caption = "the times of each are in profile.json"
         return found
 
-    def page(self, panels, contents):
+    def page(self, panels, contents, has_explorer):
         """Write ``index.html`` from :meth:`panels` and the contents of their files."""
         about = self.about
         machine = ", ".join(f"{key} {value}" for key, value in about["machine"].items())
@@ -152,10 +158,15 @@ class ProfileReport:
             body.append(f"<p>{_explanation(run)}</p>")
             body.append(pages.table(summary.module_lines(run), summary.COLUMNS))
             body += [pages.figure(panel, contents) for panel in panels[run.key]]
-        body.append(
-            "<p>What the attention looks at, jet by jet, is shown by <code>jetzoo explore "
-            f"{html.escape(str(about['network']))}</code>.</p>"
-        )
+        if has_explorer:
+            body.append(f'<p><a href="{EXPLORER}">Explore the attention, jet by jet</a>.</p>')
+        else:
+            words = ["jetzoo", "explore", about["network"], "--data", *about["data"]]
+            command = html.escape(shlex.join([*words, "--out", EXPLORER]))
+            body.append(
+                f"<p>What the attention looks at, jet by jet, is shown by <code>{command}</code>. "
+                "With that file in its folder, the next profile links to it.</p>"
+            )
         return pages.page(f"Profile of {about['network']}", body)
 
 

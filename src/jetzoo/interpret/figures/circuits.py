@@ -3,7 +3,6 @@
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullLocator
 
 from jetzoo.page import styled
 from jetzoo.style import OKABE_ITO
@@ -13,6 +12,8 @@ from .primitives import NEUTRAL, annotated, grid, plain_ticks
 ROLE_COLORS = dict(zip(("source", "relay", "readout"), OKABE_ITO[:3], strict=True))
 ROLE_COLORS["not patched"] = "0.6"
 FAINTEST = 0.02  # of the effect of corrupting the jet; edges of less are left out
+BEND = 0.12  # of arrows, over their length
+ROOMY = 14  # points between labels, heads and other labels
 
 
 @styled
@@ -68,11 +69,9 @@ def circuit_graph(found, roles):
         for e in means
         if e["node"].what == "head"
     }
+    names = [f"{'L' if kind == 'particle' else 'C'}{layer + 1}" for kind, layer in layers]
     for panel, corruption in zip(axes, corruptions, strict=True):
         panel.scatter(*np.array(list(places.values())).T, s=12, color="0.85", zorder=1)
-        for e in found.edges:
-            if e["corruption"] == corruption and e["receiver"] is not None:
-                _arrow(panel, places[e["sender"]], places[e["receiver"]], e["effect"])
         direct = {
             e["sender"]: e["effect"]
             for e in found.edges
@@ -80,29 +79,17 @@ def circuit_graph(found, roles):
         }
         for node in found.heads:
             panel.scatter(
-                *places[node], s=200, color=ROLE_COLORS[roles[node]], zorder=3, edgecolors="white"
+                *places[node], s=260, color=ROLE_COLORS[roles[node]], zorder=3, edgecolors="white"
             )
-            text = node.name
             if abs(direct.get(node, 0)) >= FAINTEST:
-                text += f"\n{100 * direct[node]:.0f}%"
-            panel.annotate(
-                text,
-                places[node],
-                (10, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=7,
-                zorder=4,
-                bbox={"facecolor": "white", "alpha": 0.7, "lw": 0, "pad": 0.5},
-            )
+                look = {"ha": "center", "va": "center_baseline", "color": "white", "weight": "bold"}
+                panel.text(*places[node], _percent(direct[node]), fontsize=6.5, zorder=4, **look)
         panel.set_title(corruption.replace("_", " "), fontsize=10)
-        names = [f"{'L' if kind == 'particle' else 'C'}{layer + 1}" for kind, layer in layers]
         panel.set_xticks(range(len(layers)), names)
-        panel.set_xlim(-0.6, len(layers) + 0.2)
+        panel.set_xlim(-0.6, len(layers) - 0.4)
         panel.set_xlabel("layer")
         plain_ticks(panel)
-        panel.xaxis.set_minor_locator(NullLocator())
-        panel.margins(y=0.12)
+        panel.margins(y=0.08)
     axes[0].set_ylabel("head")
     handles = [
         Line2D([], [], marker="o", ls="none", color=color, ms=9, label=role)
@@ -110,21 +97,68 @@ def circuit_graph(found, roles):
         if role in roles.values()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(ROLE_COLORS))
+    figure.draw_without_rendering()  # from here on it is known where data are on the page
+    for panel, corruption in zip(axes, corruptions, strict=True):
+        some = [e for e in found.edges if e["corruption"] == corruption]
+        _draw_paths(panel, some, places, [places[node] for node in found.heads])
     return figure
 
 
-def _arrow(axes, start, end, effect):
-    if abs(effect) < FAINTEST:
-        return
-    look = {
-        "arrowstyle": "-|>",
-        "lw": 0.8 + 8 * min(abs(effect), 0.5),
-        "color": NEUTRAL,
-        "ls": "-" if effect > 0 else ":",
-        "shrinkA": 8,
-        "shrinkB": 9,
-        "connectionstyle": "arc3,rad=0.12",
-    }
-    axes.annotate("", end, start, arrowprops=look, zorder=2)
-    middle = (np.array(start) + np.array(end)) / 2
-    axes.text(*middle, f"{100 * effect:.0f}%", fontsize=7, color=NEUTRAL, ha="center")
+def _percent(share):
+    return f"{100 * share:.0f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _draw_paths(axes, edges, places, heads):
+    """Draw the paths that are strong enough as arrows, each with its effect where there is room.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+    edges : list of dict
+        See :class:`jetzoo.interpret.circuits.Circuit`.
+    places : dict of Node to (float, float)
+    heads : list of (float, float)
+        Places that are taken.
+    """
+    to_points = axes.transData + axes.figure.dpi_scale_trans.inverted()
+    taken = [72 * to_points.transform(place) for place in heads]
+    for e in edges:
+        if e["receiver"] is None or abs(e["effect"]) < FAINTEST:
+            continue
+        start, end = (72 * to_points.transform(places[e[key]]) for key in ("sender", "receiver"))
+        look = {
+            "arrowstyle": "-|>",
+            "lw": 0.8 + 8 * min(abs(e["effect"]), 0.5),
+            "color": NEUTRAL,
+            "ls": "-" if e["effect"] > 0 else ":",
+            "shrinkA": 9,
+            "shrinkB": 10,
+            "connectionstyle": f"arc3,rad={BEND}",
+        }
+        ends = places[e["receiver"]], places[e["sender"]]
+        axes.annotate("", *ends, arrowprops=look, zorder=2)
+        label = max(_along(start, end), key=lambda spot: min(_room(spot, taken), ROOMY))
+        taken.append(label)
+        axes.annotate(
+            _percent(e["effect"]),
+            to_points.inverted().transform(label / 72),
+            fontsize=6.5,
+            color="0.25",
+            ha="center",
+            va="center_baseline",
+            bbox={"facecolor": "white", "lw": 0, "pad": 0.4},
+            zorder=2.5,
+        )
+
+
+def _along(start, end):
+    """Places on an arrow, in points; those in the middle first."""
+    across = np.array((end[1] - start[1], start[0] - end[0]))
+    control = (start + end) / 2 + BEND * across  # of the quadratic curve that arc3 draws
+    for t in (0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.8):
+        yield (1 - t) ** 2 * start + 2 * t * (1 - t) * control + t**2 * end
+
+
+def _room(spot, taken):
+    """Distance to the nearest of some places, in points; labels are wider than high."""
+    return min(np.hypot((x - spot[0]) / 1.5, y - spot[1]) for x, y in taken)
