@@ -6,7 +6,8 @@
 Same weights, same jets, dropout as published, one step of each variant in turn. weaver trims in
 training: it drops particles at random from the longest jets of a batch, so that it computes less;
 its ParT is shown with and without. bf16 is what ``--use-amp`` of the train scripts does; on a CPU,
-weaver has none. Writes ``results/training_<device>.csv`` beside this file.
+weaver has none. There the C library keeps freed memory, as the train scripts have it, for weaver's
+networks, too. Writes ``results/training_<device>.csv`` beside this file.
 """
 
 from pathlib import Path
@@ -25,6 +26,7 @@ from common import (
 
 from jetzoo import plugin, profiling, repository
 from jetzoo.native.training import multiplies_half
+from jetzoo.training.memory import keep_freed_memory
 
 NETWORKS = ("ParT", "PN", "LinformerParT", "ReformerParT", "MambaParT")
 PEERS = {
@@ -109,6 +111,8 @@ def main():
         help="parquet or npz, see speed.py",
     )
     args = parser.parse_args()
+    if args.device == "cpu":
+        keep_freed_memory()
     rows = []
     for row in measure(args):
         rows.append(row)

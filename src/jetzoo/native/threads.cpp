@@ -1,5 +1,6 @@
 #include "threads.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 
 #include <condition_variable>
@@ -109,4 +110,43 @@ void on_threads(int64_t threads, const std::function<void()>& body) {
         current_pool().run(threads - 1, body);
     else
         body();
+}
+
+namespace {
+
+typedef void (*Team)(void (*)(void*), void*, unsigned, unsigned);
+
+// Of the OpenMP that PyTorch has loaded: GCC's, or LLVM's, which knows it, too.
+Team find_team() {
+#if defined(OWN_THREADS)
+    return nullptr;
+#else
+    return reinterpret_cast<Team>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+#endif
+}
+
+}  // namespace
+
+void on_team(int64_t threads, const std::function<void()>& body) {
+    static const Team team = find_team();
+    if (threads < 2 || !team) {
+        on_threads(threads, body);
+        return;
+    }
+    struct Shared {
+        const std::function<void()>& body;
+        std::mutex mutex;
+        std::exception_ptr error;
+    } shared{body, {}, nullptr};
+    const auto member = [](void* data) {
+        auto& shared = *static_cast<Shared*>(data);
+        try {
+            shared.body();
+        } catch (...) {
+            std::lock_guard<std::mutex> lock(shared.mutex);
+            if (!shared.error) shared.error = std::current_exception();
+        }
+    };
+    team(member, &shared, threads, 0);
+    if (shared.error) std::rethrow_exception(shared.error);
 }

@@ -18,6 +18,10 @@ enum Status : int32_t { DONE = 0, NO_MEMORY = 1, FAILED = 2 };
 // The first exception of any thread is thrown again here.
 void on_threads(int64_t threads, const std::function<void()>& body);
 
+// The same on the threads that PyTorch's own operations run on, if there are any. In a training step
+// these are awake, from the operation before, where those of on_threads would have to be woken.
+void on_team(int64_t threads, const std::function<void()>& body);
+
 // The status of what function() does; every kernel that Python calls is wrapped in this.
 template <class Function>
 int32_t status_of(Function function) noexcept {
@@ -59,7 +63,7 @@ class Scratch {
 template <class Task>
 void parallel(int64_t count, int threads, Task task) {
     std::atomic<int64_t> next{0};
-    on_threads(std::min<int64_t>(threads, count), [&] {
+    on_team(std::min<int64_t>(threads, count), [&] {
         try {
             Scratch scratch;
             for (int64_t i; (i = next++) < count;) task(i, scratch);

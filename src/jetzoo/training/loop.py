@@ -22,6 +22,7 @@ from jetzoo.native.training import multiplies_half
 from . import resuming
 from .evaluation import evaluation
 from .files import Overlay, copy, epoch_file, remove_partial, save, writes_files
+from .memory import keep_freed_memory
 from .program import check_pretrained, weaver_program
 from .regression import with_targets
 
@@ -69,6 +70,8 @@ class TrainingLoop:
         """
         weaver = arguments["extra_args"]
         if not self.starts:
+            if torch.device(dev).type == "cpu":
+                keep_freed_memory()
             self.begin(unwrap_model(model), opt, scheduler, epoch, weaver)
         batches = CheckedBatches(train_loader, f"epoch {epoch}", weaver["args"].model_prefix)
         train = train_regression if self.is_regression else train_classification
