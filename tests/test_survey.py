@@ -100,7 +100,7 @@ def test_a_report_is_that_of_the_jets_in_memory(tagger, files, monkeypatch):
     expected = interpret.ablate(tagger, sample)
     for (change, a), (other, b) in zip(expected, found.ablations, strict=True):
         assert change == other and a["num_jets_per_class"] == b["num_jets_per_class"]
-        assert b["accuracy"] == a["accuracy"] and b["auc"] == pytest.approx(a["auc"], abs=1e-3)
+        assert b["accuracy"] == a["accuracy"] and b["auc"] == pytest.approx(a["auc"], abs=1e-9)
 
 
 def test_the_first_jets_stop_there(tagger, files, monkeypatch):
@@ -110,7 +110,7 @@ def test_the_first_jets_stop_there(tagger, files, monkeypatch):
     )
     found = jets.read_jets(tagger, files, 26)
     assert read == files[:2] and len(found) == 26
-    with pytest.raises(UserError, match="There are no 0 jets"):
+    with pytest.raises(UserError, match="must be positive, not 0"):
         jets.read_jets(tagger, files, 0)
 
 
@@ -148,29 +148,30 @@ def test_memory_does_not_grow_with_the_jets(tagger, tmp_path, monkeypatch):
     assert len(held) == 13 and 0 < most[1] < 1.5 * most[0], most
 
 
+# The peak of this program alone; that of getrusage may be that of the process which started it.
+MEASURED = """
+import sys
+from pathlib import Path
+from jetzoo.cli import main
+
+code = main(sys.argv[1:])
+(peak,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
+print(peak.split()[1])
+sys.exit(code)
+"""
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory are those of Linux")
 def test_memory_of_the_command(tmp_path):
-    """In processes of their own."""
-    weights = checkpoint(tmp_path)
-    words = ["attention", "ParT", "--checkpoint", weights, "--data-config", CONFIG]
+    words = ["attention", "ParT", "--checkpoint", checkpoint(tmp_path), "--data-config", CONFIG]
     for key, value in OPTIONS["ParT"].items():
         words += ["--network-option", key, repr(value)]
     most = []
     for repeat in (600, 6000):
         path = write(tmp_path / f"{repeat}.parquet", repeat)
-        command = [
-            sys.executable,
-            "-m",
-            "jetzoo",
-            *words,
-            "--data",
-            path,
-            "--out",
-            tmp_path / "out",
-        ]
-        done = subprocess.run(
-            ["/usr/bin/time", "-f", "%M", *command], capture_output=True, text=True
-        )
+        call = [sys.executable, "-c", MEASURED, *words, "--data", path, "--out", tmp_path / "out"]
+        done = subprocess.run(call, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        most.append(int(done.stderr.split()[-1]) / 1024)
+        most.append(int(done.stdout.split()[-1]) / 1024)  # MiB
     assert most[1] < most[0] + 40, most

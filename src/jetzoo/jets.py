@@ -72,7 +72,7 @@ class JetFiles:
             shorter.
         """
         if limit is not None and limit < 1:
-            raise UserError(f"There are no {limit} jets to look at: give a positive number.")
+            raise UserError(f"The number of jets must be positive, not {limit}.")
         size = tables.CHUNK
         for path, first, last in self.spans:
             last = last if limit is None else min(last, limit)
