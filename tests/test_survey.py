@@ -1,15 +1,12 @@
 """Reports of files of any size: the same numbers as of jets in memory, in constant memory."""
 
-import subprocess
-import sys
-
 import awkward as ak
 import handmade
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from explained import CONFIG, OPTIONS, checkpoint
+from explained import OPTIONS
 
 from jetzoo import UserError, interpret, jets, tables
 from jetzoo.interpret import report, studies, survey
@@ -146,32 +143,3 @@ def test_memory_does_not_grow_with_the_jets(tagger, tmp_path, monkeypatch):
             assert len(chunk) == 100
         most.append(max(held))
     assert len(held) == 13 and 0 < most[1] < 1.5 * most[0], most
-
-
-# The peak of this program alone; that of getrusage may be that of the process which started it.
-MEASURED = """
-import sys
-from pathlib import Path
-from jetzoo.cli import main
-
-code = main(sys.argv[1:])
-(peak,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
-print(peak.split()[1])
-sys.exit(code)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory are those of Linux")
-def test_memory_of_the_command(tmp_path):
-    words = ["attention", "ParT", "--checkpoint", checkpoint(tmp_path), "--data-config", CONFIG]
-    for key, value in OPTIONS["ParT"].items():
-        words += ["--network-option", key, repr(value)]
-    most = []
-    for repeat in (600, 6000):
-        path = write(tmp_path / f"{repeat}.parquet", repeat)
-        call = [sys.executable, "-c", MEASURED, *words, "--data", path, "--out", tmp_path / "out"]
-        done = subprocess.run(call, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        most.append(int(done.stdout.split()[-1]) / 1024)  # MiB
-    assert most[1] < most[0] + 40, most
