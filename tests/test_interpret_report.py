@@ -18,8 +18,9 @@ from jetzoo import UserError, interpret
 from jetzoo.cli import main
 from jetzoo.interpret import counterparts, figures, studies
 from jetzoo.interpret.recorder import Record, transformer
-from jetzoo.interpret.sample import TYPES, typical
+from jetzoo.interpret.sample import TYPES
 from jetzoo.interpret.summary import measure_rows
+from jetzoo.interpret.survey import TypicalJets
 from jetzoo.style import OKABE_ITO
 
 MUON = TYPES.index("Muon")
@@ -105,7 +106,8 @@ def test_unknown_types_are_dots_and_the_legend_says_so():
 
 def test_figures_of_numbers_show_the_numbers(tagger, jets):
     untrained = studies.initial("ParT", tagger, jets, **OPTIONS["ParT"])
-    found = interpret.study(tagger, jets, untrained=untrained)
+    found = interpret.study(tagger, jets)
+    found.untrained = studies.weight_histogram(untrained, tagger, jets)
     shares = found.histogram[1] / found.histogram[1].sum()
     panel = figures.weight_distribution(found).axes[1]
     fill, line, dashed = panel.patches
@@ -193,7 +195,11 @@ def test_jets_are_counted_through_all_files(tagger):
 
 
 def test_default_jets_and_rows(tagger, jets):
-    assert typical(tagger, jets, particles=10) == [2, 5]
+    typical = TypicalJets(tagger, enough=10)
+    for start in (0, 3, 6):
+        typical.update(np.arange(start, start + 3), jets[start : start + 3])
+    index, chosen = typical.result()
+    assert index == [2, 5] and chosen.to_list() == jets[[2, 5]].to_list()
     found = interpret.study(tagger, jets)
     rows = measure_rows(found)
     names = {row["measure"] for row in rows}

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from zoo import build
 
 import jetzoo
-from jetzoo import UserError, cli, models, tables
+from jetzoo import UserError, cli, models, page, tables
 from jetzoo.metrics.predictions import write_predictions
 from jetzoo.metrics.report import write_report
 
@@ -182,6 +182,15 @@ def test_full_disk(network, full_disk, tmp_path, capsys, name):
     assert said.get(name, "cannot be written: No space left on device.") in found
     assert output.read_bytes() == b"old"
     assert not list(full_disk.glob(".*"))
+
+
+def test_a_report_on_a_full_disk(full_disk):
+    (full_disk / "index.html").write_text("old")
+    contents = {"measures.csv": "a,b\n", "index.html": bytes(100_000)}
+    with pytest.raises(UserError, match="index.html cannot be written: No space left on device"):
+        page.write(full_disk, contents)
+    assert sorted(x.name for x in full_disk.iterdir()) == ["index.html", "measures.csv"]
+    assert (full_disk / "index.html").read_text() == "old"
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])

@@ -1,8 +1,10 @@
 """Tasks on a cluster of dask.distributed, on this machine or on others."""
 
+import asyncio
 import contextlib
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 from jetzoo import UserError
 from jetzoo.repository import reason
@@ -38,8 +40,9 @@ def connect(workers=None, address=None):
         raise UserError(
             f"Workers need {error.name}, which is not installed: pip install 'jetzoo[scale]'."
         ) from error
-    # What it has to say of workers that end is said in a sentence, if it matters.
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    # What it has to say of workers and schedulers that end is said in a sentence, if it matters.
+    for name in ("distributed", "distributed.client"):  # each has a level of its own
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS})
     with contextlib.ExitStack() as stack:
         try:
@@ -52,10 +55,30 @@ def connect(workers=None, address=None):
                         dashboard_address="127.0.0.1:0",  # any port, as several may run
                     )
                 )
+            else:
+                _greet(address)
             client = stack.enter_context(distributed.Client(address))
         except (OSError, ValueError) as error:
             raise UserError(f"No cluster answers at {address}: {reason(error)}.") from error
         yield client
+
+
+def _greet(address):
+    """Raise a TimeoutError if a scheduler is silent, of which a client would wait for a word."""
+    import dask
+    from distributed import Security, comm
+
+    patience = dask.config.get("distributed.comm.timeouts.connect")
+    seconds = dask.utils.parse_timedelta(patience)
+
+    async def greet():
+        # As long again for the first word as for the connection, which has an error of its own.
+        async with asyncio.timeout(2 * seconds):
+            found = await comm.connect(address, **Security().get_connection_args("client"))
+            await found.close()
+
+    with ThreadPoolExecutor(1) as thread:  # a loop may run in this one, as in a notebook
+        thread.submit(asyncio.run, greet()).result()
 
 
 def run(client, function, tasks, names):
@@ -84,6 +107,7 @@ def run(client, function, tasks, names):
     """
     import distributed
 
+    address = client.scheduler.address
     futures = {
         client.submit(function, *task, pure=False): name
         for task, name in zip(tasks, names, strict=True)
@@ -100,7 +124,8 @@ def run(client, function, tasks, names):
         ) from error
     except (distributed.CancelledError, distributed.comm.CommClosedError) as error:
         raise UserError(
-            "The cluster is gone: what is finished is kept, and the same command goes on."
+            f"The cluster at {address} is gone: what is finished is kept, and the same command "
+            "goes on from there."
         ) from error
     finally:
         client.cancel(list(futures))

@@ -16,6 +16,102 @@ NUMBERS = re.compile(r"(\?|option\[)?((var|\d+) \* )?\??(bool|u?int\d+|float\d+|
 MISFITS = (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError)
 
 
+class JetFiles:
+    """Files of jets, of which the branches are read that a network and its labels need.
+
+    Parameters
+    ----------
+    tagger : jetzoo.tagger.Tagger
+    files : sequence of str or Path
+    extra : iterable of str
+        Branches that are read, too, if all files have them.
+
+    Attributes
+    ----------
+    num_jets : int
+
+    Raises
+    ------
+    UserError
+        If a file cannot be read, or there are no jets.
+    """
+
+    def __init__(self, tagger, files, extra=()):
+        self.tagger, self.extra = tagger, list(extra)
+        self.treename = tagger.data_config.treename
+        described = [tables.describe(path, self.treename) for path in files]
+        common = set.intersection(*(set(branches) for branches, _ in described))
+        wanted = set(tagger.branches) | set(self.extra) & common
+        labels = label_branches(tagger)
+        self.branches = sorted(wanted | labels if labels <= common else wanted)
+        entries = [entries for _, entries in described]
+        self.num_jets = sum(entries)
+        if self.num_jets == 0:
+            raise UserError("There are no jets in the files.")
+        # Of each file, the numbers of its first jet and of the first one behind it.
+        stops = np.cumsum(entries).tolist()
+        self.spans = list(zip(files, [0, *stops[:-1]], stops, strict=True))
+
+    def chunks(self, limit=None):
+        """The jets of all files, or the first so many, some after the other.
+
+        Parameters
+        ----------
+        limit : int, optional
+
+        Yields
+        ------
+        start : int
+            Number of the first of these jets among those of all files.
+        jets : ak.Array of records
+
+        Raises
+        ------
+        UserError
+            If branches are missing or are not what the data config takes, or a file has become
+            shorter.
+        """
+        if limit is not None and limit < 1:
+            raise UserError(f"The number of jets must be positive, not {limit}.")
+        size = tables.CHUNK
+        for path, first, last in self.spans:
+            last = last if limit is None else min(last, limit)
+            if first >= last:
+                continue
+            at = first
+            for jets in tables.chunks(path, self.branches, self.treename, size, stop=last - first):
+                self._check(jets, tables.place(path, at - first, len(jets), size))
+                yield at, jets
+                at += len(jets)
+            if at != last:
+                raise UserError(f"{path} has been changed: it has fewer jets than before.")
+
+    def pick(self, index):
+        """Some jets, in the order of their numbers ``index``; errors are those of :meth:`chunks`.
+
+        Returns
+        -------
+        ak.Array of records, (len(index),)
+        """
+        index = np.asarray(index)
+        outside = index[(index < 0) | (index >= self.num_jets)]
+        if len(outside):
+            last = self.num_jets - 1
+            raise UserError(f"There is no jet {outside[0]}: the files have jets 0 to {last}.")
+        parts, positions = [], []
+        for path, first, last in self.spans:
+            here = np.flatnonzero((index >= first) & (index < last))
+            if len(here):
+                jets = tables.pick(path, self.branches, index[here] - first, self.treename)
+                self._check(jets, path)
+                parts.append(jets)
+                positions.append(here)
+        return ak.concatenate(parts)[np.argsort(np.concatenate(positions))]
+
+    def _check(self, jets, place):
+        check_columns(self.tagger, jets, place, self.extra)
+
+
 def read_jets(tagger, files, selection=None, extra=()):
     """Read what a network needs of some jets, and their labels if there are any.
 
@@ -35,37 +131,12 @@ def read_jets(tagger, files, selection=None, extra=()):
     Raises
     ------
     UserError
-        If a file cannot be read, branches are missing or are not what the data config takes, or
-        there are no such jets.
+        As :class:`JetFiles` and its methods, or if there are no such jets.
     """
-    treename = tagger.data_config.treename
-    described = [tables.describe(path, treename) for path in files]
-    common = set.intersection(*(set(branches) for branches, _ in described))
-    total = sum(entries for _, entries in described)
-    if total == 0:
-        raise UserError("There are no jets in the files.")
-    wanted = set(tagger.branches) | set(extra) & common
-    labels = label_branches(tagger)
-    if labels <= common:
-        wanted |= labels
-
-    if isinstance(selection, int) or selection is None:
-        index = np.arange(min(selection or total, total))
-    else:
-        index = np.asarray(selection)
-        outside = index[(index < 0) | (index >= total)]
-        if len(outside):
-            raise UserError(f"There is no jet {outside[0]}: the files have jets 0 to {total - 1}.")
-    parts, positions, first = [], [], 0
-    for path, (_, entries) in zip(files, described, strict=True):
-        here = np.flatnonzero((index >= first) & (index < first + entries))
-        if len(here):
-            jets = tables.pick(path, sorted(wanted), index[here] - first, treename)
-            check_columns(tagger, jets, path, extra)
-            parts.append(jets)
-            positions.append(here)
-        first += entries
-    return ak.concatenate(parts)[np.argsort(np.concatenate(positions))]
+    found = JetFiles(tagger, files, extra)
+    if selection is None or isinstance(selection, int):
+        return ak.concatenate([jets for _, jets in found.chunks(selection)])
+    return found.pick(selection)
 
 
 def check_columns(tagger, jets, path, extra=()):

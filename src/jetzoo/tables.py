@@ -120,6 +120,27 @@ def about(path):
         raise UserError(f"{path}: {error}") from error
 
 
+def place(path, start, num_jets, size):
+    """Where some jets of a source are, for messages, which count jets from there.
+
+    Parameters
+    ----------
+    path : str or Path
+    start : int
+        The first of them.
+    num_jets : int
+    size : int
+        Jets of a chunk: a source that is shorter is named alone.
+
+    Returns
+    -------
+    str
+    """
+    if start == 0 and num_jets < size:
+        return str(path)
+    return f"{path}, of the jets from {start:,} to {start + num_jets - 1:,}"
+
+
 def describe(path, treename=None):
     """Names of the branches of a source, in order, and its number of entries.
 

@@ -21,6 +21,7 @@ from .recorder import Record, record, replaced
 from .report import AttentionReport, explain
 from .sample import Batch, batches, read_jets
 from .studies import Study, look, study
+from .survey import Survey
 
 __all__ = [
     "Ablation",
@@ -31,6 +32,7 @@ __all__ = [
     "Record",
     "AttentionReport",
     "Study",
+    "Survey",
     "ablate",
     "ablations",
     "batches",

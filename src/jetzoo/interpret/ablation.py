@@ -14,7 +14,7 @@ from jetzoo.metrics.numbers import evaluate
 
 from .measures import keep_top
 from .recorder import replaced, set_on, sites, transformer
-from .sample import batches
+from .sample import batches, in_chunks
 
 TOP = (1, 2, 4, 8, 16)
 AUC_LOSS = 0.001
@@ -86,13 +86,13 @@ def ablations(model):
 def ablate(tagger, jets, *, batch_size=64):
     """Compute accuracy, AUC and rejections of a network under each of its ablations.
 
-    What comes before the first change is computed once for all of them.
+    What comes before the first change is computed once for all of them. The scores are kept.
 
     Parameters
     ----------
     tagger : jetzoo.tagger.Tagger
-    jets : ak.Array of records, (num_jets,)
-        With labels.
+    jets : ak.Array of records, (num_jets,), or Survey
+        With labels; see :func:`batches`.
     batch_size : int
 
     Returns
@@ -110,10 +110,10 @@ def ablate(tagger, jets, *, batch_size=64):
     changes = ablations(tagger.model)
     if len(changes) == 1:
         raise UserError("This network has no attention that an ablation can change.")
-    labels = true_classes(tagger, jets)
-    if labels is None:
+    known = [true_classes(tagger, chunk) for chunk in in_chunks(jets)]
+    if known[0] is None:
         raise UserError("The jets have no labels of classes, so that ablations have no metrics.")
-    if len(np.unique(labels)) < 2:
+    if len(np.unique(np.concatenate(known))) < 2:
         raise UserError("The jets are of one class, so that ablations have no AUC.")
     core = transformer(tagger.model)
     scores = [[] for _ in changes]

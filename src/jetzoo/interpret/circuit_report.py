@@ -17,10 +17,10 @@ from .explorer import spread
 from .figures.circuits import FAINTEST
 from .interventions import nodes
 from .recorder import check_states, transformer
-from .report import finite_jets
 from .sample import read_jets
 from .studies import with_counterpart
 from .subjets import has_fastjet
+from .survey import finite_jets
 
 JETS = 1000
 WEAK = 0.1  # of the strongest path; weaker ones do not make a head a relay

@@ -1,13 +1,12 @@
 """`jetzoo explore`: jets and their attention in one page that a reader can take in hand."""
 
-from tqdm import tqdm
-
 from jetzoo import UserError, tables
 
 from .explorer import explorer, spread
-from .report import check_network, finite_jets
+from .report import check_network
 from .sample import read_jets
-from .studies import look, with_counterpart
+from .studies import look_at_all, with_counterpart
+from .survey import finite_jets
 
 # How many jets a page shows where none are named.
 JETS = 50
@@ -50,10 +49,7 @@ def explore(tagger, network, files, *, jets=None, num_subjets=None):
         jets = spread(total, JETS)
     sample, index, notes = finite_jets(tagger, read_jets(tagger, files, jets), jets)
     scores = tagger.predict(sample)
-    drawn = []
-    for place in tqdm(range(len(sample)), unit="jet", desc="attention"):
-        drawn.append(look(tagger, sample, place, num_subjets))
-        drawn[-1].index = int(index[place])
+    drawn = look_at_all(tagger, sample, index, num_subjets)
     if all((d.batch.types < 0).all() for d in drawn):
         notes.append("The jets have no particle types: all particles are drawn as dots.")
     if drawn[0].batch.subjets is None:

@@ -15,9 +15,9 @@ from . import figures
 from .observables import OBSERVABLES, has_fastjet
 from .probes import FOLDS, discriminant, gather, ridge_r2, without_mass
 from .recorder import check_states, transformer
-from .report import finite_jets
 from .sample import read_jets
 from .studies import initial, with_counterpart
+from .survey import finite_jets
 
 FEWEST = 100  # jets
 

@@ -3,19 +3,17 @@
 import html
 from dataclasses import dataclass
 
-import numpy as np
-
 from jetzoo import UserError
 from jetzoo import page as pages
-from jetzoo.jets import finite
 
 from .ablation import ablate, ablation_rows
 from .explorer import explorer
 from .panels import study_panels
 from .recorder import is_graph, transformer
-from .sample import check_groups, read_jets, typical
-from .studies import Study, initial, study, with_counterpart
+from .sample import check_groups, read_jets
+from .studies import Study, initial, look_at_all, study, weight_histogram, with_counterpart
 from .summary import ablation_lines, as_json, measure_rows, summary, top_k_sentence
+from .survey import FIRST, Survey, finite_jets
 
 
 @dataclass
@@ -117,6 +115,9 @@ def explain(
 ):
     """Find out what a trained network looks at.
 
+    Files may be of any size: they are read a chunk at a time, several times. Jets with given
+    indices are kept in memory, and so are the scores of ablations.
+
     Parameters
     ----------
     tagger : jetzoo.tagger.Tagger
@@ -148,24 +149,20 @@ def explain(
     tagger = with_counterpart(tagger)
     check_network(tagger.model, network)
     check_groups(tagger)
-    sample, index, notes = finite_jets(tagger, read_jets(tagger, files, jets), jets)
+    if jets is None or isinstance(jets, int):
+        sample = Survey(tagger, files, jets)
+        first, drawn, index, notes = sample.first, sample.typical, sample.index, sample.notes
+    else:
+        sample, index, notes = finite_jets(tagger, read_jets(tagger, files, jets), jets)
+        first, drawn = sample[:FIRST], sample
     # First, because it is what may refuse the jets.
     results = ablate(tagger, sample, batch_size=batch_size) if with_ablations else []
-    named = jets is not None and not isinstance(jets, int)
-    untrained = None
-    if transformer(tagger.model) is not None:
-        untrained = initial(network, tagger, sample, **options)
-    drawn = list(range(len(sample))) if named else typical(tagger, sample)
-    found = study(
-        tagger,
-        sample,
-        draw=drawn,
-        untrained=untrained,
-        batch_size=batch_size,
-        num_subjets=num_subjets,
-    )
-    for one in found.drawn:
-        one.index = int(index[one.index])
+    cut = {"batch_size": batch_size, "num_subjets": num_subjets}
+    found = study(tagger, sample, **cut)
+    if found.histogram is not None and transformer(tagger.model) is not None:
+        untrained = initial(network, tagger, first, **options)
+        found.untrained = weight_histogram(untrained, tagger, first, **cut)
+    found.drawn = look_at_all(tagger, drawn, index, num_subjets)
     if not found.has_types:
         notes.append("The jets have no particle types: all particles are drawn as dots.")
     if not found.has_subjets:
@@ -179,33 +176,9 @@ def explain(
         "num_jets_per_class": found.num_per_class,
     }
     panels = study_panels(tagger.model, found, results)
-    scores = tagger.predict(sample[drawn])
+    scores = tagger.predict(drawn)
     page, notes = explorer(network, tagger.classes, found.drawn, scores, notes)
     return AttentionReport(about, found, results, panels, notes, page)
-
-
-def finite_jets(tagger, sample, selection):
-    """Leave out jets with inputs that are NaN or infinite, of which there is no attention.
-
-    Returns
-    -------
-    jets : ak.Array of records
-    index : ndarray of int
-        Of each jet among those of the files.
-    notes : list of str
-        A sentence on what was left out.
-    """
-    named = selection is not None and not isinstance(selection, int)
-    index = np.asarray(selection) if named else np.arange(len(sample))
-    good = finite(tagger, sample)
-    if not good.any():
-        raise UserError("All jets have particles with inputs that are NaN or infinite.")
-    if good.all():
-        return sample, index, []
-    note = (
-        f"{(~good).sum():,} of {len(good):,} jets have NaN or infinite inputs: they are left out."
-    )
-    return sample[good], index[good], [note]
 
 
 def check_network(model, network):

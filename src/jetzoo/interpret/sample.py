@@ -16,6 +16,7 @@ from .subjets import exclusive_subjets, has_fastjet
 
 # Columns part_is<type>, in the order of the numbers of `Batch.types`.
 TYPES = ("ChargedHadron", "NeutralHadron", "Photon", "Electron", "Muon")
+TYPE_BRANCHES = [f"part_is{name}" for name in TYPES]
 TYPE_NAMES = ("charged hadron", "neutral hadron", "photon", "electron", "muon")
 LEPTONS = (TYPES.index("Electron"), TYPES.index("Muon"))
 
@@ -65,7 +66,7 @@ def read_jets(tagger, files, selection=None):
 
     Arguments, result and errors are those of :func:`jetzoo.jets.read_jets`.
     """
-    return read_branches(tagger, files, selection, extra=[f"part_is{name}" for name in TYPES])
+    return read_branches(tagger, files, selection, extra=TYPE_BRANCHES)
 
 
 def batches(tagger, jets, batch_size=64, num_subjets=None):
@@ -74,8 +75,8 @@ def batches(tagger, jets, batch_size=64, num_subjets=None):
     Parameters
     ----------
     tagger : jetzoo.tagger.Tagger
-    jets : ak.Array of records, (num_jets,)
-        From :func:`read_jets`.
+    jets : ak.Array of records, (num_jets,), or jetzoo.interpret.survey.Survey
+        From :func:`read_jets`; or of files of any size, which are in order within a chunk.
     batch_size : int
     num_subjets : int, optional
         Exclusive-kT subjets of each jet; by default 3 for t -> bqq' and 2 for the others.
@@ -84,13 +85,19 @@ def batches(tagger, jets, batch_size=64, num_subjets=None):
     ------
     Batch
     """
-    order = np.argsort(num_particles(tagger, jets), kind="stable")
-    for start in range(0, len(jets), batch_size):
-        yield batch(tagger, jets[order[start : start + batch_size]], num_subjets)
+    for chunk in in_chunks(jets):
+        order = np.argsort(num_particles(tagger, chunk), kind="stable")
+        for start in range(0, len(chunk), batch_size):
+            yield batch(tagger, chunk[order[start : start + batch_size]], num_subjets)
+
+
+def in_chunks(jets):
+    """Jets as arrays that one can iterate over: those of :func:`batches`."""
+    return [jets] if isinstance(jets, ak.Array) else jets
 
 
 def batch(tagger, jets, num_subjets=None):
-    """Put all jets into one :class:`Batch`; arguments are those of :func:`batches`."""
+    """Put an array of jets into one :class:`Batch`; arguments are those of :func:`batches`."""
     inputs = {name: torch.from_numpy(x) for name, x in tagger.inputs(jets).items()}
     found = check_groups(tagger)
     parts = []
@@ -166,31 +173,6 @@ def _sorted(inputs, groups, jets):
     if jets is not None:
         types = _types(jets, order.shape[2])[:, None].gather(2, order)
     return inputs[points], inputs[vectors], inputs[mask] > 0, types
-
-
-def typical(tagger, jets, most=3, particles=10):
-    """Choose one jet of each of some classes: the first that has enough particles.
-
-    Parameters
-    ----------
-    tagger : jetzoo.tagger.Tagger
-    jets : ak.Array of records, (num_jets,)
-    most : int
-        Number of classes.
-    particles : int
-        Number that is enough; where no jet has it, the jet of most particles is taken.
-
-    Returns
-    -------
-    list of int
-    """
-    labels = true_classes(tagger, jets)
-    labels = np.zeros(len(jets), int) if labels is None else labels
-    counts = num_particles(tagger, jets)
-    return [
-        int(max(np.flatnonzero(labels == label), key=lambda i: min(counts[i], particles)))
-        for label in np.unique(labels)[:most]
-    ]
 
 
 def _types(jets, length):

@@ -24,9 +24,7 @@ from .streaming import (
     WeightHistogram,
 )
 
-# Jets that show what attention looks like before the training, and those of its first batch.
-UNTRAINED_JETS = 500
-FIRST_BATCH = 128
+FIRST_BATCH = 128  # jets of the first step of a training
 
 
 @dataclass
@@ -76,19 +74,14 @@ class Study:
     has_subjets: bool = False
 
 
-@torch.inference_mode()
-def study(tagger, jets, *, draw=(), untrained=None, batch_size=64, num_subjets=None):
+def study(tagger, jets, *, batch_size=64, num_subjets=None):
     """Measure what a trained network looks at.
 
     Parameters
     ----------
     tagger : jetzoo.tagger.Tagger
-    jets : ak.Array of records, (num_jets,)
-        From :func:`read_jets`.
-    draw : sequence of int
-        Jets whose matrices are kept for figures.
-    untrained : nn.Module, optional
-        The same network with initial weights, see :func:`initial`.
+    jets : ak.Array of records, (num_jets,), or Survey
+        See :func:`batches`.
     batch_size : int
         Memory grows with it, and with nothing else.
     num_subjets : int, optional
@@ -97,6 +90,7 @@ def study(tagger, jets, *, draw=(), untrained=None, batch_size=64, num_subjets=N
     Returns
     -------
     Study
+        Without ``untrained`` and ``drawn``.
 
     Raises
     ------
@@ -113,11 +107,6 @@ def study(tagger, jets, *, draw=(), untrained=None, batch_size=64, num_subjets=N
         "importance": Importance(len(tagger.classes)),
     }
     accumulate(tagger.model, tagger, jets, (counts, *found.values()), batch_size, num_subjets)
-    has_particles = found["rows"].layers > 0
-    before = WeightHistogram()
-    if untrained is not None and has_particles:
-        some = jets[:UNTRAINED_JETS]
-        accumulate(untrained, tagger, some, (before,), batch_size, num_subjets)
     results = {name: accumulator.result() for name, accumulator in found.items()}
     if not counts.has_labels:
         results["importance"] = {key: x[:1] for key, x in results["importance"].items()}
@@ -125,8 +114,6 @@ def study(tagger, jets, *, draw=(), untrained=None, batch_size=64, num_subjets=N
         classes=tagger.classes if counts.has_labels else ["all"],
         num_jets=len(jets),
         num_per_class=counts.per_class.tolist() if counts.has_labels else None,
-        untrained=before.result(),
-        drawn=[look(tagger, jets, index, num_subjets) for index in draw],
         has_types=counts.has_types,
         has_subjets=counts.has_subjets,
         **results,
@@ -154,6 +141,7 @@ class Counts:
         self.has_subjets |= batch.subjets is not None
 
 
+@torch.inference_mode()
 def accumulate(model, tagger, jets, accumulators, batch_size=64, num_subjets=None):
     """Record jets batch by batch and add them to accumulators.
 
@@ -162,7 +150,7 @@ def accumulate(model, tagger, jets, accumulators, batch_size=64, num_subjets=Non
     model : nn.Module
         What is recorded, with the inputs of the tagger.
     tagger : jetzoo.tagger.Tagger
-    jets : ak.Array of records, (num_jets,)
+    jets : ak.Array of records, (num_jets,), or Survey
     accumulators : sequence
         With a method ``update(batch, records)``.
     batch_size, num_subjets
@@ -183,6 +171,18 @@ def accumulate(model, tagger, jets, accumulators, batch_size=64, num_subjets=Non
             bar.update(len(part))
 
 
+def weight_histogram(model, tagger, jets, batch_size=64, num_subjets=None):
+    """The :class:`WeightHistogram` of a network; arguments are those of :func:`accumulate`.
+
+    Returns
+    -------
+    ndarray of int, (layers, bins), or None
+    """
+    histogram = WeightHistogram()
+    accumulate(model, tagger, jets, (histogram,), batch_size, num_subjets)
+    return histogram.result()
+
+
 def check_finite(records):
     """Raise a :class:`jetzoo.UserError` if the attention of some jets is NaN or infinite."""
     bad = [~r.weights.isfinite().flatten(1).all(1) for r in records]  # (B,) each
@@ -201,6 +201,15 @@ def look(tagger, jets, index, num_subjets=None):
         tagger.model(*one.inputs)
     check_finite(records)
     return Drawn(index, one, records)
+
+
+def look_at_all(tagger, jets, index, num_subjets=None):
+    """Record jets, each as :class:`Drawn` with its ``index``, the number by which it is known."""
+    drawn = []
+    for place, number in enumerate(tqdm(index, unit="jet", desc="single jets")):
+        drawn.append(look(tagger, jets, place, num_subjets))
+        drawn[-1].index = int(number)
+    return drawn
 
 
 def with_counterpart(tagger):

@@ -93,7 +93,7 @@ def _prepare(tagger, job, chunks):
     """What the network takes, and what is written beside its scores, of each chunk."""
     branches, new_variables = dependencies(tagger.data_config, job.observers)
     for part, start, jets in chunks:
-        with tables.about(_place(part, start, len(jets), job.size)):
+        with tables.about(tables.place(part.path, start, len(jets), job.size)):
             labels = true_labels(tagger, jets) if job.has_labels else None
             good, inputs = tagger.prepare(jets)
             observers = {}
@@ -101,10 +101,3 @@ def _prepare(tagger, job, chunks):
                 seen = add_variables(jets[sorted(branches)], new_variables)
                 observers = {name: seen[name] for name in job.observers}
         yield PreparedChunk(part, good, inputs, labels, observers)
-
-
-def _place(part, start, num_jets, size):
-    """Where some jets are, for messages, which count jets from there."""
-    if start == 0 and num_jets < size:
-        return part.path
-    return f"{part.path}, of the jets from {start:,} to {start + num_jets - 1:,}"
