@@ -23,7 +23,7 @@ void part_group(const NetworkWeights& net, const JetArguments& arguments, Jets j
 
 // A group of `tokens` tokens stands in rows of `ld` numbers.
 
-// y (m) = W (scale * x) + bias in floats for the first token of x (k, tokens).
+// y (m) = scale * (W x) + bias in floats for the first token of x (k, tokens).
 void dense_token(const DenseWeights& layer, const float* x, long ld, float scale, float* y,
                  Workspace& work);
 

@@ -3,31 +3,32 @@
 
 namespace ISA {
 
+// B blocks of output channels of a token; each channel is added up in the order of `multiply`.
+template <int B>
+static void token_blocks(const DenseWeights& layer, int m, const float* x, float scale, float* y) {
+    typedef float block __attribute__((vector_size(4 * ROWS)));
+    const float* w = rows_from(static_cast<const float*>(layer.weight), m, layer.k);
+    const int64_t step = int64_t(ROWS) * layer.k;
+    block sum[B] = {};
+    for (int c = 0; c < layer.k; c++, w += ROWS) {
+#pragma GCC unroll 8
+        for (int b = 0; b < B; b++) {
+            block weight;
+            memcpy(&weight, w + b * step, sizeof weight);
+            sum[b] += weight * x[c];
+        }
+    }
+    for (int b = 0; b < B; b++)
+        for (int r = 0; r < ROWS; r++, m++) y[m] = sum[b][r] * scale + layer.bias[m];
+}
+
 void dense_token(const DenseWeights& layer, const float* x, long ld, float scale, float* y,
                  Workspace& work) {
-    typedef float block __attribute__((vector_size(4 * ROWS)));
-    constexpr int CHAINS = 8;  // sums that do not wait for one another
     float* in = work.column.numbers<float>(layer.k);
-    for (int c = 0; c < layer.k; c++) in[c] = x[c * ld] * scale;
-    const float* w = static_cast<const float*>(layer.weight);
-    for (int m = 0; m < layer.m; m += ROWS) {
-        block sum[CHAINS] = {};
-        auto add = [&](int i, int c) {
-            block weight;
-            memcpy(&weight, w, sizeof weight);
-            sum[i] += weight * in[c];
-            w += ROWS;
-        };
-        int c = 0;
-        for (; c + CHAINS <= layer.k; c += CHAINS) {
-            for (int i = 0; i < CHAINS; i += 2) __builtin_prefetch(w + (AHEAD + i) * ROWS);
-#pragma GCC unroll 8
-            for (int i = 0; i < CHAINS; i++) add(i, c + i);
-        }
-        for (; c < layer.k; c++) add(0, c);
-        for (int i = 1; i < CHAINS; i++) sum[0] += sum[i];
-        for (int r = 0; r < ROWS; r++) y[m + r] = sum[0][r] + layer.bias[m + r];
-    }
+    for (int c = 0; c < layer.k; c++) in[c] = x[c * ld];
+    int m = 0;
+    for (; m + 8 * ROWS <= layer.m; m += 8 * ROWS) token_blocks<8>(layer, m, in, scale, y);
+    for (; m < layer.m; m += ROWS) token_blocks<1>(layer, m, in, scale, y);
 }
 
 template <int N>
