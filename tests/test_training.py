@@ -227,5 +227,5 @@ def test_benchmark_trains(monkeypatch):
 
     model = ParticleTransformer(5, 2, **SMALL).eval().requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
-    make_step(model, jets((9, 5)), "cpu", amp=False)()
+    make_step(model, jets((9, 5)), "cpu", half=False)()
     assert not torch.equal(model.fc[-1].weight, before["fc.0.weight"])
