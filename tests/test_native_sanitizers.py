@@ -40,7 +40,8 @@ def runtime(library):
 PRELUDE = """
 from jetzoo.native import compilation
 compilation.FLAGS[compilation.FLAGS.index("-O3")] = "-O1"
-compilation.instruction_set = lambda: {isa!r}  # the library that knows it would be instrumented
+# The library that knows the processor would be instrumented.
+compilation._target = lambda name: compilation._for_set(name, {isa!r})
 """
 COMPILE = """
 compilation.ctypes.CDLL = str  # without the runtime, loading a library would end the process
