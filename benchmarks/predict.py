@@ -50,39 +50,18 @@ def jetzoo_command(path, output):
     return [sys.executable, "-m", "jetzoo", "predict", *words]
 
 
-# weaver-core's own network, as the file of the published one has it.
+# A network file of weaver-core's own ParT.
 OWN_NETWORK = """
-import torch
-from weaver.nn.model.ParticleTransformer import ParticleTransformer
+from jetzoo.profiling.configurations import WeaverNetwork
+from jetzoo.repository import network_module
 
-
-class Network(torch.nn.Module):
-    def __init__(self, **options):
-        super().__init__()
-        self.mod = ParticleTransformer(**options)
-
-    def forward(self, points, features, lorentz_vectors, mask):
-        return self.mod(features, v=lorentz_vectors, mask=mask)
+zoo = network_module("ParT")
+get_loss = zoo.get_loss
 
 
 def get_model(data_config, **options):
-    features = len(data_config.input_dicts["pf_features"])
-    classes = len(data_config.label_value)
-    # What weaver adds for itself is not of the network.
-    model = Network(input_dim=features, num_classes=classes, use_pre_activation_pair=False)
-    names = list(data_config.input_names)
-    axes = {name: {0: "N", 2: "n"} for name in names}
-    shapes = {name: ((1,) + shape[1:]) for name, shape in data_config.input_shapes.items()}
-    return model, {
-        "input_names": names,
-        "input_shapes": shapes,
-        "output_names": ["softmax"],
-        "dynamic_axes": axes | {"softmax": {0: "N"}},
-    }
-
-
-def get_loss(data_config, **options):
-    return torch.nn.CrossEntropyLoss()
+    model, info = zoo.get_model(data_config)
+    return WeaverNetwork(model), info
 """
 
 

@@ -222,9 +222,10 @@ def test_comments(comment, refused):
 def test_paths_that_weaver_cannot_take(name, refused, tmp_path):
     folder = tmp_path / name
     path = touch(folder / "train_file_0.parquet")
+    why = "backslash or a line break"
     for option in ("--data-train", "--load", "-m", "--predict-output", "--profile", "--resume"):
-        refused(option, path, fragments=["backslash or a line break"])
-    refused(fragments=["backslash or a line break"], DATADIR_QuarkGluon=folder)
+        assert says(refused(option, path), why)
+    assert says(refused(DATADIR_QuarkGluon=folder), why)
 
 
 def test_output_folder_that_cannot_be_made(checkout, run):
